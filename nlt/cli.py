@@ -1,0 +1,331 @@
+"""The command line: parse, call, print. torch and mlflow are imported inside the commands, so `nlt --help` is quick."""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nlt.settings import BadInput
+
+if TYPE_CHECKING:
+    from nlt.launch import Prepared, Result
+    from nlt.run import Epoch
+
+COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
+
+
+class _Failure(click.ClickException):
+    """One sentence on stderr and an exit code, never a traceback."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except BadInput as error:
+            raise _Failure(str(error), 2) from None
+
+    return wrapped
+
+
+specs_argument = click.argument("specs", nargs=-1, required=True, type=click.Path(), metavar="SPEC...")
+set_option = click.option(
+    "overrides", "--set", metavar="KEY=VALUE", multiple=True, help="Change a key, e.g. --set method.training.epochs=10."
+)
+data_root_option = click.option(
+    "--data-root", envvar="NLT_DATA_ROOT", default="data", show_default=True, type=click.Path(path_type=Path),
+    help="Folder of data sets and caches (NLT_DATA_ROOT).",
+)  # fmt: skip
+tracking_option = click.option(
+    "--tracking-uri", metavar="URI", default=None, help="MLflow store; default MLFLOW_TRACKING_URI, else mlruns/ here."
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0, ...")
+
+
+@click.group(epilog=COMPLETION, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nlt")
+def main() -> None:
+    """Train image classifiers on noisy labels, find the wrong ones, and compare methods in MLflow.
+
+    \b
+    nlt launch experiments/quickstart/*.json    four methods on digits, two minutes
+    nlt compare                                 the table of what was run
+    nlt ui                                      the MLflow UI, opened on the comparison
+    """
+
+
+@main.command()
+@specs_argument
+@click.option("seeds", "--seed", type=click.IntRange(0), multiple=True, help="Training seed; may be given many times.")
+@device_option
+@data_root_option
+@set_option
+@tracking_option
+@click.option("--log-model", is_flag=True, help="Also log an MLflow model with signature (some seconds, some MB).")
+@_friendly
+def launch(
+    specs: tuple[str, ...],
+    seeds: tuple[int, ...],
+    device: str,
+    data_root: Path,
+    overrides: tuple[str, ...],
+    tracking_uri: str | None,
+    log_model: bool,
+) -> None:
+    """Run experiment files, each with each seed (default 0), and track every run in MLflow.
+
+    \b
+    nlt launch experiments/o2u_20.json
+    nlt launch experiments/quickstart/*.json --seed 0 --seed 1
+    nlt launch experiments/o2u_20.json --set data='{"name":"npz","path":"mine.npz"}' --set method.forget_rate=0.1
+    """
+    from nlt.spec import load
+
+    experiments = [load(path, overrides) for path in specs]  # all files are checked before the first run starts
+    from nlt.launch import RunFailed
+    from nlt.launch import launch as run_one
+    from nlt.tracking import open_store
+
+    open_store(tracking_uri)
+    results: list[Result] = []
+    try:
+        for spec in experiments:
+            for seed in seeds or (0,):
+                progress = _Progress(spec.name)
+                results.append(
+                    run_one(
+                        spec,
+                        seed=seed,
+                        device=device,
+                        data_root=data_root,
+                        tracking_uri=tracking_uri,
+                        log_model=log_model,
+                        on_start=progress.start,
+                        on_epoch=progress.epoch,
+                    )
+                )
+    except RunFailed as error:
+        raise _Failure(str(error), 1) from None
+    except KeyboardInterrupt:
+        raise _Failure("interrupted; the run is marked KILLED.", 130) from None
+    finally:
+        if results:
+            _print_results(results)
+
+
+class _Progress:
+    """One line per epoch on stdout."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def start(self, run_id: str, prepared: "Prepared") -> None:
+        facts = prepared.facts
+        wrong = ""
+        if facts.train.clean_N is not None:
+            wrong = f", {float((facts.train.clean_N != facts.train.labels_N).double().mean()):.1%} wrong labels"
+        sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.dataset.test):,} test images"
+        click.echo(f"{self._name} · seed {facts.seed} · run {run_id}")
+        click.echo(f"  {facts.dataset.name}: {sizes} · {facts.device} {facts.precision}")
+        self._began = time.perf_counter()
+
+    def epoch(self, epoch: "Epoch") -> None:
+        m = epoch.metrics
+        # Stages differ in cost per epoch, so what is left is only about right until the last one is under way.
+        left = (time.perf_counter() - self._began) / epoch.step * (epoch.steps - epoch.step)
+        parts = [
+            f"  {epoch.step:>{len(str(epoch.steps))}}/{epoch.steps} {epoch.stage:<11} {epoch.t:>3}",
+            f"loss {m['train/loss']:.4f}",
+            f"train {m['train/accuracy']:6.1%}",
+            *([f"val {m['val/accuracy']:6.1%}"] if "val/accuracy" in m else []),
+            f"test {m['test/accuracy']:6.1%}",
+            *([f"noise precision {m['noise/precision']:6.1%}"] if "noise/precision" in m else []),
+            f"{m['time/images_per_second']:,.0f} img/s",
+            f"{_duration(left)} left",
+        ]
+        click.echo("  ".join(parts))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _print_results(results: "list[Result]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="runs", title_justify="left")
+    for heading in ("run", "seed", "run id"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("test accuracy, last epoch", "mean of last 10", "noise precision"):
+        table.add_column(heading, justify="right")
+    for r in results:
+        last, mean10, precision = (
+            f"{r.metrics[key]:.1%}" if key in r.metrics else ""
+            for key in ("final/test_accuracy_last", "final/test_accuracy_mean10", "final/noise_precision")
+        )
+        table.add_row(r.name, str(r.seed), r.run_id, last, mean10, precision)
+    console = Console()
+    console.print(table)
+    console.print("nlt compare prints the method x noise table, nlt ui opens the charts.", highlight=False)
+
+
+@main.command()
+@specs_argument
+@set_option
+@_friendly
+def validate(specs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
+    """Check experiment files without running them.
+
+    \b
+    nlt validate experiments/*.json
+    """
+    from nlt.spec import load
+
+    errors = []
+    for path in specs:
+        try:
+            load(path, overrides)
+        except BadInput as error:
+            errors.append(str(error))
+        else:
+            click.echo(f"{path}: valid")
+    if errors:
+        raise BadInput("\n".join(errors))
+
+
+@main.command()
+@_friendly
+def schema() -> None:
+    """Print the JSON Schema of experiment files.
+
+    \b
+    nlt schema > nlt/schema.json
+    """
+    import json
+
+    from nlt.spec import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@main.command()
+@click.argument("experiment", required=False)
+@tracking_option
+@_friendly
+def compare(experiment: str | None, tracking_uri: str | None) -> None:
+    """Print method x noise: last-epoch test accuracy and noise precision, mean and deviation over seeds.
+
+    EXPERIMENT is an MLflow experiment (by default a spec's runs are in the one named like its data set).
+
+    \b
+    nlt compare
+    nlt compare quickstart
+    """
+    from rich.console import Console
+
+    from nlt.report import cells, table
+    from nlt.tracking import open_store
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for name, group in cells(open_store(tracking_uri), experiment).items():
+        console.print(table(name, group))
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@tracking_option
+@_friendly
+def ui(port: int, tracking_uri: str | None) -> None:
+    """Serve the MLflow UI on 127.0.0.1 and print the links of the comparison views.
+
+    \b
+    nlt ui
+    nlt ui --port 5001
+    """
+    import os
+    import socket
+    import subprocess
+
+    from nlt.tracking import open_store
+    from nlt.view import TAG, link
+
+    store = open_store(tracking_uri)
+    base = f"http://127.0.0.1:{port}"
+    if store.uri.startswith("http"):
+        base = store.uri  # the server shows its own UI
+    experiments = [e for e in store.client.search_experiments() if TAG in e.tags]
+    for experiment in experiments:
+        click.echo(f"{experiment.name}: {link(base, experiment.experiment_id)}")
+    if not experiments:
+        click.echo(f"no runs yet; the UI is at {base}")
+    if base == store.uri:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise BadInput(f"--port {port} is in use: choose another, e.g. --port {port % 65535 + 1}.") from None
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    if store.artifacts is not None:
+        command += ["--default-artifact-root", str(store.artifacts)]
+    click.echo("press Ctrl-C to stop")
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its job workers are for GenAI and cost 250 MB each
+    try:
+        raise SystemExit(subprocess.run(command, env=os.environ | quiet).returncode)
+    except KeyboardInterrupt:
+        pass
+
+
+@main.command()
+@device_option
+@data_root_option
+@tracking_option
+@_friendly
+def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
+    """Say what is usable here: versions, device, precision, data sets found, store.
+
+    \b
+    nlt doctor
+    """
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    from nlt.tracking import open_store, shown
+    from nlt.train import find_device, find_precision
+
+    rows = [("nlt", version("nlt")), ("python", platform.python_version())]
+    rows += [(name, version(name)) for name in ("torch", "torchvision", "mlflow-skinny")]
+    found = find_device(device)
+    named = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
+    rows += [("device", f"{found} ({named})"), ("precision auto", find_precision("auto", found))]
+    rows += [("data digits", "embedded in scikit-learn")]
+    for name, folder in (("cifar10, cifar4", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
+        where = data_root.expanduser().absolute() / folder
+        rows.append((f"data {name}", str(where) if where.is_dir() else f"not in {where}; downloaded when first used"))
+    ok = True
+    try:
+        store = open_store(tracking_uri)
+        rows.append(("store", f"{shown(store.uri)}, writable"))
+    except BadInput as error:
+        ok = False
+        rows.append(("store", str(error)))
+    for name, text in rows:
+        click.echo(f"{name:<22} {text}")
+    if not ok:
+        raise SystemExit(2)

@@ -1,0 +1,64 @@
+"""From per-sample scores (the higher, the more suspicious) to a mask, and how good that mask is.
+
+N samples. keep_N is True where a sample is kept; wrong_N is True where its given label is wrong, which only the
+measures here may know.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def smallest(scores_N: Tensor, forget_rate: float) -> Tensor:
+    """Keep the samples with the smallest scores and remove floor(forget_rate * N), those with the largest.
+
+    Among equal scores those that come first are kept.
+
+    Args:
+        scores_N: float, no NaN.
+        forget_rate: the share to remove, in [0, 1); so at least one sample stays.
+
+    Returns:
+        keep_N, bool.
+    """
+    N = len(scores_N)
+    removed = math.floor(forget_rate * N + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    keep_N = torch.zeros(N, dtype=torch.bool, device=scores_N.device)
+    keep_N[scores_N.argsort(stable=True)[: N - removed]] = True
+    return keep_N
+
+
+def mask_quality(keep_N: Tensor, wrong_N: Tensor) -> dict[str, float]:
+    """Compare the removed samples with the truly wrong labels.
+
+    Returns:
+        `noise/precision`: wrong labels among the removed samples (the paper's "noise accuracy", Table 1),
+        `noise/recall`: removed samples among the wrong labels,
+        `noise/remaining`: wrong labels among the kept samples; each a share in [0, 1], and left out where it would
+        be a share of nothing.
+    """
+    removed, wrong, both = int((~keep_N).sum()), int(wrong_N.sum()), int((~keep_N & wrong_N).sum())
+    kept = len(keep_N) - removed
+    shares = {
+        "noise/precision": (both, removed),
+        "noise/recall": (both, wrong),
+        "noise/remaining": (wrong - both, kept),
+    }
+    return {name: part / whole for name, (part, whole) in shares.items() if whole}
+
+
+def auc(scores_N: Tensor, wrong_N: Tensor) -> float | None:
+    """Return the area under the ROC curve: how often a wrong label scores above a right one, ties counting half.
+
+    None where all labels are right or all are wrong. Mann-Whitney's U from ranks, N log N.
+    """
+    n_wrong = int(wrong_N.sum())
+    n_right = len(wrong_N) - n_wrong
+    if not n_wrong or not n_right:
+        return None
+    _, inverse_N, counts = scores_N.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0)
+    mean_ranks = last - (counts - 1) / 2  # ranks 1..N; equal scores share the mean of theirs
+    rank_sum = float(mean_ranks[inverse_N][wrong_N].double().sum())
+    return (rank_sum - n_wrong * (n_wrong + 1) / 2) / (n_wrong * n_right)

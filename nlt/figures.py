@@ -1,0 +1,93 @@
+"""Pictures of one run, drawn with Pillow: a histogram takes about 3 ms, with matplotlib it would be 170.
+
+N samples; images come back as uint8 arrays (height, width, 3).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+Picture = NDArray[np.uint8]
+
+# Okabe & Ito's blue and orange: told apart by the colour-blind, and by their brightness in grey.
+RIGHT, WRONG, INK, GRID = (0, 114, 178), (230, 159, 0), (40, 40, 40), (225, 225, 225)
+BINS = 60
+
+
+def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: str) -> Picture:
+    """Draw the per-sample losses of one epoch, truly right and truly wrong labels apart where they are known.
+
+    Args:
+        losses_N: NaN for samples that were left out, which are not drawn.
+        wrong_N: True where the given label is wrong, or None.
+        top: right end of the axis; what lies beyond is counted in the last bin.
+        title: one line above the axes.
+    """
+    width, height, left, right, upper, lower = 620, 300, 56, 14, 30, 36
+    canvas = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(13)
+    seen_N = losses_N.isfinite().numpy()
+    values_N = losses_N.numpy().clip(0, np.nextafter(np.float32(top), np.float32(0)))
+    wrong = np.zeros(len(losses_N), bool) if wrong_N is None else wrong_N.numpy()
+    groups = [(RIGHT, "labels" if wrong_N is None else "right labels", seen_N & ~wrong)]
+    if wrong_N is not None:
+        groups.append((WRONG, "wrong labels", seen_N & wrong))
+    counts = [np.histogram(values_N[chosen], bins=BINS, range=(0, top))[0] for _, _, chosen in groups]
+    peak = max(1, *(int(c.max()) for c in counts))
+    plot_w, plot_h = width - left - right, height - upper - lower
+    for fraction in (0.25, 0.5, 0.75, 1.0):
+        y = upper + plot_h * (1 - fraction)
+        draw.line((left, y, width - right, y), fill=GRID)
+        draw.text((left - 6, y), f"{peak * fraction:.0f}", fill=INK, font=font, anchor="rm")
+    for (colour, _, _), heights in zip(groups, counts, strict=True):
+        for i, count in enumerate(heights):
+            if count:
+                x0, x1 = (left + plot_w * i / BINS, left + plot_w * (i + 1) / BINS - 1)
+                y = upper + plot_h * (1 - count / peak)
+                if colour == RIGHT:
+                    draw.rectangle((x0, y, x1, upper + plot_h), fill=colour)
+                else:  # half as wide, so that the bar behind stays visible
+                    middle = (x0 + x1) / 2
+                    draw.rectangle((middle, y, x1, upper + plot_h), fill=colour)
+    draw.line((left, upper + plot_h, width - right, upper + plot_h), fill=INK)
+    for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
+        sign = "≥ " if fraction == 1 else ""
+        x = left + plot_w * fraction
+        draw.text((x, upper + plot_h + 5), f"{sign}{top * fraction:.2f}", fill=INK, font=font, anchor="ma")
+    draw.text((left + plot_w / 2, height - 3), "per-sample loss", fill=INK, font=font, anchor="mb")
+    draw.text((left, 8), title, fill=INK, font=font)
+    x = width - right
+    for colour, label, chosen in reversed(groups):
+        text = f"{label} ({int(chosen.sum()):,})"
+        x -= int(draw.textlength(text, font=font))
+        draw.text((x, 8), text, fill=INK, font=font)
+        draw.rectangle((x - 15, 11, x - 5, 21), fill=colour)
+        x -= 30
+    return np.asarray(canvas)
+
+
+def image_grid(images_NHWC: Tensor, captions: list[tuple[str, bool]], columns: int = 10) -> Picture:
+    """Draw images with a caption of one or two lines below each.
+
+    Args:
+        images_NHWC: uint8, one or three channels.
+        captions: one per image, with True where it is to stand out.
+        columns: images in a row.
+    """
+    cell, text_h, gap = 96, 32, 8
+    rows = -(-len(captions) // columns)
+    canvas = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + text_h + gap) + gap), "white")
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(12)
+    for i, (caption, stands_out) in enumerate(captions):
+        array = images_NHWC[i].numpy()
+        picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
+        picture.thumbnail((cell, cell))
+        scale = max(1, cell // max(picture.size))
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+        x, y = gap + (i % columns) * (cell + gap), gap + (i // columns) * (cell + text_h + gap)
+        canvas.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
+        draw.multiline_text((x, y + cell + 1), caption, fill=WRONG if stands_out else INK, font=font, spacing=1)
+    return np.asarray(canvas)

@@ -1,0 +1,74 @@
+"""O2U-Net: overfitting to underfitting (Huang et al., ICCV 2019; paper, section 2.2).
+
+A network that swings between underfitting and overfitting, driven by a cyclical learning rate, meets a wrong label with
+a large loss in every round, a right one only while it underfits. The losses of each sample, added up, tell them apart.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from nlt.detect import smallest
+from nlt.optim import Cyclical
+from nlt.run import Run
+from nlt.settings import Settings
+from nlt.train import Stage, train_epoch
+
+
+class O2U(Settings):
+    """Three stages (Huang et al. 2019, Algorithm 1; epochs and rates from the paper, section 3).
+
+    1. Pre-training on all samples, large batch.
+    2. Cyclical training on all samples, small batch. After each epoch the per-sample losses, less their mean, are
+       added to the samples' scores; the `forget_rate` share with the largest scores is marked as wrong.
+    3. Training on the samples that are left, with any loss (with NCE + RCE: the paper's "O2U-Net & APLoss").
+
+    Differences from the authors' code (`main.py`): the cyclical rate follows the formula from t = 1 (the code begins
+    one epoch into the round and so never ends the first), each stage runs all its epochs (the code one fewer), the
+    accuracy is measured after an epoch (the code: before), the loss logged in stage 3 is the mean over the samples
+    trained on (the code divides by N), and stage 1's weights are handed on in memory (the code: a file that all runs
+    share). As in the code, each stage begins with a new optimizer. Huang et al. also stop stage 1 early; neither
+    implementation does.
+    """
+
+    name: Literal["o2u"] = "o2u"
+    forget_rate: float = Field(ge=0, lt=1)
+    """Share of the samples that is removed, in [0, 1): 1 would leave nothing. The paper sets it to the noise rate."""
+    pretraining: Stage = Stage(epochs=30)
+    """Stage 1: 30 epochs at batch 128."""
+    cyclical: Stage = Stage(epochs=20, batch_size=16, schedule=Cyclical())
+    """Stage 2: 20 epochs at batch 16, two rounds of the cyclical learning rate."""
+    training: Stage = Stage(epochs=50)
+    """Stage 3: 50 epochs at batch 128 on what is left."""
+    restart: Literal["pretrained", "fresh"] = "pretrained"
+    """Where stage 3 starts: at the weights that stage 1 ended with (the authors' code, lines 89-92), or at new ones."""
+
+    def train(self, run: Run) -> None:
+        """Train through the three stages."""
+        net = run.learner("net")
+        for t in run.epochs("pretraining", self.pretraining.epochs, net):
+            net.set_lr(self.pretraining.schedule.at(t, self.pretraining.epochs))
+            losses_N = train_epoch(net, run.batches(self.pretraining.batch_size), self.pretraining.loss)
+            run.report(losses_N=losses_N)
+
+        start = run.learner("start")
+        if self.restart == "pretrained":
+            start.copy_weights(net)
+
+        net.new_optimizer()
+        scores_N = torch.zeros(run.N, device=run.device)
+        keep_N = torch.ones(run.N, dtype=torch.bool, device=run.device)
+        for t in run.epochs("cyclical", self.cyclical.epochs, net):
+            net.set_lr(self.cyclical.schedule.at(t, self.cyclical.epochs))
+            losses_N = train_epoch(net, run.batches(self.cyclical.batch_size), self.cyclical.loss)
+            scores_N += losses_N - losses_N.mean()
+            keep_N = smallest(scores_N, self.forget_rate)
+            run.report(losses_N=losses_N, keep_N=keep_N, scores_N=scores_N)
+
+        net.copy_weights(start)
+        net.new_optimizer()
+        for t in run.epochs("training", self.training.epochs, net):
+            net.set_lr(self.training.schedule.at(t, self.training.epochs))
+            losses_N = train_epoch(net, run.batches(self.training.batch_size, keep_N), self.training.loss)
+            run.report(losses_N=losses_N)

@@ -1,0 +1,98 @@
+"""Networks. B images of C channels and H x W pixels in, logits_BK out.
+
+`build()` draws the initial weights from torch's global generators: whoever calls it seeds them.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from nlt.settings import BadInput, Settings
+
+
+class CNN9(Settings):
+    """The 9-layer CNN of the paper (Figure 2), Co-teaching's (Han et al. 2018, Table 2)."""
+
+    name: Literal["cnn9"] = "cnn9"
+    width: float = Field(1.0, gt=0, le=8)
+    """Factor on the number of channels of every layer; 1 is the paper's."""
+    eval_dropout: bool = False
+    """Keep dropout on at test time: a bug of the published code (`cnn.py`, lines 52 and 61), for `as_published`."""
+
+    def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
+        """Return the network.
+
+        Raises:
+            BadInput: the images are smaller than 4 x 4 pixels.
+        """
+        if min(H, W) < 4:
+            raise BadInput(f"model cnn9 needs images of at least 4 x 4 pixels, the data has {H} x {W}: set image_size.")
+        return CNN9Network(C, min(H, W), K, self.width, self.eval_dropout)
+
+
+class CNN9Network(nn.Module):
+    """3 x [conv, batch norm, leaky ReLU] - pool, dropout - 3 x [...] - pool, dropout - 3 x [...] - mean - linear."""
+
+    def __init__(self, C: int, side: int, K: int, width: float, eval_dropout: bool) -> None:
+        super().__init__()
+        widths = [max(1, round(width * w)) for w in (128, 128, 128, 256, 256, 256, 512, 256, 128)]
+        # The last three convolutions are unpadded; where the pooled image (side / 4) is under 7 pixels nothing would
+        # be left after them (8 x 8 digits), so there they are padded.
+        last = 0 if side // 4 >= 7 else 1
+        layers = [
+            nn.Conv2d(c_in, c_out, 3, padding=1 if i < 6 else last)
+            for i, (c_in, c_out) in enumerate(zip([C, *widths], widths, strict=False))
+        ]
+        self.convs = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(w) for w in widths)
+        self.linear = nn.Linear(widths[-1], K)
+        self.eval_dropout = eval_dropout
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits_BK."""
+        x = images_BCHW
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True), start=1):
+            x = F.leaky_relu(norm(conv(x)), 0.01)
+            if i in (3, 6):
+                # Whole channels are dropped, as in Co-teaching's code (`dropout2d`) and the authors'.
+                x = F.dropout2d(F.max_pool2d(x, 2), 0.25, training=self.training or self.eval_dropout)
+        logits_BK: Tensor = self.linear(x.mean((2, 3)))
+        return logits_BK
+
+
+class ResNet18(Settings):
+    """torchvision's ResNet-18 with the CIFAR stem: a 3x3 convolution of stride 1, no max pool (He et al. 2016, 4.2)."""
+
+    name: Literal["resnet18"] = "resnet18"
+
+    def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
+        """Return the network with freshly drawn weights."""
+        from torchvision.models import resnet18  # torchvision takes seconds to import; CNN9 does without it
+
+        return _cifar_stem(resnet18(num_classes=K), C)
+
+
+class ResNet34(Settings):
+    """torchvision's ResNet-34 with the CIFAR stem: a 3x3 convolution of stride 1, no max pool (He et al. 2016, 4.2)."""
+
+    name: Literal["resnet34"] = "resnet34"
+
+    def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
+        """Return the network with freshly drawn weights."""
+        from torchvision.models import resnet34
+
+        return _cifar_stem(resnet34(num_classes=K), C)
+
+
+def _cifar_stem(network: nn.Module, C: int) -> nn.Module:
+    network.conv1 = nn.Conv2d(C, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision draws its own
+    network.maxpool = nn.Identity()
+    return network
+
+
+Model = Annotated[CNN9 | ResNet18 | ResNet34, Field(discriminator="name")]
+

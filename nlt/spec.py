@@ -1,0 +1,210 @@
+"""The experiment file: everything that decides a run's numbers but the seed, in one self-contained JSON file."""
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from nlt.data import Data
+from nlt.methods.o2u import O2U
+from nlt.methods.standard import Standard
+from nlt.models import CNN9, Model
+from nlt.noise import NoNoise, Noise
+from nlt.optim import SGD
+from nlt.settings import BadInput, Settings
+from nlt.train import Precision, Stage
+
+Method = Annotated[Standard | O2U, Field(discriminator="name")]
+Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
+
+# What a run is called and what it is for; two files that differ only here are the same experiment.
+DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile"}
+MAX_NESTING = 50  # losses nest in losses; pydantic and json stop at depths that depend on the machine
+
+
+class Experiment(Settings):
+    """One experiment: data, noise, model, method, and how they are run. The seed is given at launch."""
+
+    schema_: str | None = Field(None, alias="$schema")
+    """Where `schema.json` lies, so that editors complete this file."""
+    name: Name
+    """Name of the runs."""
+    about: str = Field(min_length=1)
+    """What the run is for, and which published number it should meet."""
+    experiment: Name | None = None
+    """MLflow experiment that collects the runs; by default the name of the data set."""
+    profile: Literal["corrected", "as_published", "custom"] = "custom"
+    """`corrected`: the paper's text; `as_published`: its code, bugs included; `custom`: anything else."""
+    data: Data
+    """The data set."""
+    noise: Noise = NoNoise()
+    """How the training labels are corrupted, once, before training."""
+    model: Model = CNN9()
+    """The network."""
+    optimizer: SGD = SGD()
+    """The optimizer; each stage of the method sets its learning rate."""
+    method: Method
+    """How the network is trained."""
+    precision: Precision = "auto"
+    """`bf16` (autocast), `fp32`, or `auto`: bf16 where the device has it in hardware."""
+    evaluate: Literal["after", "before"] = "after"
+    """Whether an epoch's accuracies are measured after it or before it, as the authors' code does (`main.py`, l. 105)."""
+
+    def stages(self) -> dict[str, Stage]:
+        """Return the method's stages by name, in the order they run."""
+        return {name: stage for name, stage in self.method if isinstance(stage, Stage)}
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the whole spec, defaults filled in, as JSON-ready data; loading it gives the same Experiment."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"schema_"})
+
+    def sha256(self) -> str:
+        """Return a hash of all that decides the numbers: everything but the descriptive fields."""
+        data = self.model_dump(mode="json", exclude=DESCRIPTIVE)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
+    """Read an experiment file, set `key.subkey=value` overrides, and check the result.
+
+    An override's value is read as JSON, and as a plain string where it is no JSON.
+
+    Raises:
+        BadInput: the file is missing or no JSON object, or a key, type or value is wrong.
+    """
+    data = _read(Path(path))
+    for override in overrides:
+        _set(data, override)
+    return check(data, str(path))
+
+
+def check(data: dict[str, Any], source: str) -> Experiment:
+    """Validate an experiment given as JSON-ready data; `source` names it in error messages.
+
+    Raises:
+        BadInput: a key, type or value is wrong.
+    """
+    try:
+        return Experiment.model_validate_json(json.dumps(data, allow_nan=False))
+    except ValidationError as error:
+        raise BadInput(f"{source}: {_sentence(error, data)}") from None
+    except (ValueError, RecursionError):  # a number that JSON does not have, surrogates that UTF-8 does not have
+        raise BadInput(f"{source}: it holds a number or text that JSON cannot hold (NaN, infinity, \\ud800).") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of an experiment file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: there is no such file.") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: this is a folder; give an experiment file, e.g. {path}/NAME.json.") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    try:
+        data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path}: no valid JSON at line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    except RecursionError:
+        raise BadInput(f"{path}: nested too deeply; {MAX_NESTING} levels are allowed.") from None
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}.") from None
+    if not isinstance(data, dict):
+        raise BadInput(f'{path}: an experiment file is one JSON object, {{"name": ..., "data": ..., ...}}.')
+    if _depth(text) > MAX_NESTING:
+        raise BadInput(f"{path}: nested too deeply; {MAX_NESTING} levels are allowed.")
+    return data
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for character in text:  # brackets inside strings count too: no honest file comes near the limit
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in data:
+            raise ValueError(f"the key {key!r} stands twice in one object; remove one")
+        data[key] = value
+    return data
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number an experiment can use")
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, last = key.split(".")
+    if not equals or not all([*parents, last]):
+        raise BadInput(f"--set {override}: write it as key.subkey=value, e.g. --set method.training.epochs=10.")
+    try:
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except json.JSONDecodeError:
+        value = text
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"--set {key}: {error}.") from None
+    for parent in parents:
+        child = data.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise BadInput(f"--set {override}: {parent!r} is {json.dumps(child)}, which has no keys.")
+        data = child
+    data[last] = value
+
+
+def _sentence(error: ValidationError, data: Any) -> str:
+    """Turn pydantic's errors into one sentence that names the place, what is wrong, and the mend."""
+    first, *more = error.errors(include_url=False)
+    place = _place(first["loc"], data)
+    match first["type"]:
+        case "extra_forbidden":
+            close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), 1)
+            what = f"unknown key; did you mean {close[0]!r}?" if close else "unknown key; remove it"
+        case "missing":
+            what = "this key is missing; add it"
+        case "union_tag_not_found":
+            what = '"name" is missing; it says which kind this is'
+        case "union_tag_invalid":
+            what = f"there is no {first['ctx']['tag']!r}; use one of {first['ctx']['expected_tags']}"
+            place += ".name"
+        case _:
+            what = first["msg"].removeprefix("Value error, ")
+            what = what[0].lower() + what[1:]
+            if isinstance(first["input"], str | int | float | bool | None):
+                what += f", not {json.dumps(first['input'])[:80]}"
+    rest = f" ({len(more)} more like this in the file)" if more else ""
+    return f"{place or 'the file'}: {what.rstrip('.?')}{'?' if what.endswith('?') else '.'}{rest}"
+
+
+def _place(loc: tuple[int | str, ...], data: Any) -> str:
+    """Write pydantic's location as the dotted key a user would write, without the tags of unions in it."""
+    keys: list[str] = []
+    for i, part in enumerate(loc):
+        is_tag = isinstance(data, dict) and part not in data and part == data.get("name") and i < len(loc) - 1
+        if is_tag:
+            continue
+        keys.append(str(part))
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            data = None
+    return ".".join(keys)
+
+
+def _known_keys() -> set[str]:
+    schema = Experiment.model_json_schema()
+    return {key for part in [schema, *schema["$defs"].values()] for key in part.get("properties", {})}
