@@ -1,5 +1,6 @@
 """Train image classifiers on noisy labels. `from nlt import load, launch` is the library; `nlt --help` the command."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -8,17 +9,13 @@ if TYPE_CHECKING:
     from nlt.spec import load
 
 __all__ = ["BadInput", "launch", "load"]
+_HOME = {"BadInput": "nlt.settings", "launch": "nlt.launch", "load": "nlt.spec"}
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `nlt --help` does not wait for torch and mlflow.
-    if name == "launch":
-        from nlt.launch import launch as value
-    elif name == "load":
-        from nlt.spec import load as value
-    elif name == "BadInput":
-        from nlt.settings import BadInput as value
-    else:
+    if name not in _HOME:
         raise AttributeError(f"module 'nlt' has no attribute {name!r}")
-    globals()[name] = value  # `from nlt import launch` gives the function even after nlt.launch was imported
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value  # over the submodule of the same name: `from nlt import launch` gives the function
     return value

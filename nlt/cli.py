@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
 
 
-class _Failure(click.ClickException):
-    """One sentence on stderr and an exit code, never a traceback."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
+def _failure(message: str, exit_code: int) -> click.ClickException:
+    """Return what click prints as one sentence on stderr before it exits with that code: never a traceback."""
+    error = click.ClickException(message)
+    error.exit_code = exit_code  # type: ignore[misc]  # declared on the class, read from the instance
+    return error
 
 
 def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +31,7 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except BadInput as error:
-            raise _Failure(str(error), 2) from None
+            raise _failure(str(error), 2) from None
 
     return wrapped
 
@@ -114,9 +113,9 @@ def launch(
                     )
                 )
     except RunFailed as error:
-        raise _Failure(str(error), 1) from None
+        raise _failure(str(error), 1) from None
     except KeyboardInterrupt:
-        raise _Failure("interrupted; the run is marked KILLED.", 130) from None
+        raise _failure("interrupted; the run is marked KILLED.", 130) from None
     finally:
         if results:
             _print_results(results)

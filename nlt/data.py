@@ -75,7 +75,7 @@ class Dataset:
     train: Samples
     test: Samples
     digest: str
-    """16 hex digits over images, ids, labels and clean labels of both splits and the class names, as they stand here."""
+    """16 hex digits over images, ids, labels and clean labels of both splits and the class names, as loaded."""
 
 
 def hold_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples | None]:
@@ -463,7 +463,7 @@ def _entries(top: Path, inside: Path) -> list[Path]:
 
 
 def _decoded(folder: Path, files: list[_File], image_size: int | None, root: Path) -> Tensor:
-    """The images of `files` in this order, (N, 3, H, W) uint8; from root/cache if the same files were decoded before."""
+    """The images of `files` in this order, (N, 3, H, W) uint8; from root/cache if they were decoded before."""
     key = json.dumps(["1", image_size, [(file.path, file.size, file.mtime_ns) for file in files]])
     cache = root / "cache" / f"image_folder-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     images_NCHW = _read_cache(cache, len(files))
@@ -488,7 +488,7 @@ def _read_cache(cache: Path, N: int) -> NDArray[np.uint8] | None:
             images_NCHW: NDArray[np.uint8] = archive["images_NCHW"]
             fits = images_NCHW.dtype == np.uint8 and images_NCHW.ndim == 4 and images_NCHW.shape[:2] == (N, 3)
             return images_NCHW if fits else None
-    except Exception:  # noqa: BLE001 - a damaged archive raises nearly anything
+    except Exception:  # a damaged archive raises nearly anything
         return None
 
 

@@ -152,7 +152,7 @@ def _track(
             tracker.stop("KILLED", "interrupted")
             raise
         except BaseException as error:
-            why = _hint(error, spec, len(run.history) + 1 if "run" in locals() else 0)
+            why = _hint(error, len(run.history) + 1 if "run" in locals() else 0)
             tracker.stop("FAILED", why or f"{type(error).__name__}: {error}")
             if why:
                 raise RunFailed(f"run {tracker.run_id} ({spec.name}, seed {facts.seed}) failed: {why}") from error
@@ -160,7 +160,7 @@ def _track(
     return Result(tracker.run_id, tracker.experiment_id, spec.name, facts.seed, final, run.history)
 
 
-def _hint(error: BaseException, spec: Experiment, step: int) -> str | None:
+def _hint(error: BaseException, step: int) -> str | None:
     """Say what went wrong and what may help, for the errors a user can do something about."""
     if isinstance(error, Diverged):
         return (
@@ -168,7 +168,10 @@ def _hint(error: BaseException, spec: Experiment, step: int) -> str | None:
             '"precision": "fp32".'
         )
     if isinstance(error, torch.OutOfMemoryError):
-        return f'the device ran out of memory in epoch {step}: lower batch_size or model.width, or set "precision": "bf16".'
+        return (
+            f"the device ran out of memory in epoch {step}: lower batch_size or model.width, or set "
+            '"precision": "bf16".'
+        )
     return None
 
 

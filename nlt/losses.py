@@ -135,7 +135,7 @@ class Focal(Settings):
 
 
 class NFL(Settings):
-    """Normalized focal loss: focal of the label over the sum of focal of all classes, in [0, 1] (Ma et al. 2020, eq. 8).
+    """Normalized focal loss: the label's focal loss over the sum of all classes', in [0, 1] (Ma et al. 2020, eq. 8).
     Active, robust."""
 
     name: Literal["nfl"] = "nfl"
@@ -218,7 +218,5 @@ def _focal(logits_BK: Tensor, gamma: float) -> Tensor:
     return -((1 - log_p_BK.exp()).clamp(min=TINY) ** gamma) * log_p_BK
 
 
-Loss = Annotated[
-    CE | NCE | RCE | MAE | GCE | SCE | Focal | NFL | NMAE | NRCE | NGCE | APL, Field(discriminator="name")
-]
+Loss = Annotated[CE | NCE | RCE | MAE | GCE | SCE | Focal | NFL | NMAE | NRCE | NGCE | APL, Field(discriminator="name")]
 APL.model_rebuild()

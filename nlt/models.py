@@ -5,7 +5,6 @@
 
 from typing import Annotated, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -70,7 +69,8 @@ class ResNet18(Settings):
 
     def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
         """Return the network with freshly drawn weights."""
-        from torchvision.models import resnet18  # torchvision takes seconds to import; CNN9 does without it
+        # torchvision takes seconds to import; CNN9 does without it.
+        from torchvision.models import resnet18  # type: ignore[import-untyped]
 
         return _cifar_stem(resnet18(num_classes=K), C)
 
@@ -95,4 +95,3 @@ def _cifar_stem(network: nn.Module, C: int) -> nn.Module:
 
 
 Model = Annotated[CNN9 | ResNet18 | ResNet34, Field(discriminator="name")]
-

@@ -40,7 +40,10 @@ def cells(store: Store, experiment: str | None) -> dict[str, list[Cell]]:
     if experiment is not None:
         names = {key: name for key, name in names.items() if name == experiment}
         if not names:
-            raise BadInput(f"there is no MLflow experiment {experiment!r} in {shown(store.uri)}: run `nlt compare` without a name to see all.")
+            raise BadInput(
+                f"there is no MLflow experiment {experiment!r} in {shown(store.uri)}: "
+                "run `nlt compare` without a name to see all."
+            )
     result: dict[str, list[Cell]] = {}
     for key, name in names.items():
         by_spec: dict[str, dict[str, MlflowRun]] = defaultdict(dict)
@@ -49,7 +52,10 @@ def cells(store: Store, experiment: str | None) -> dict[str, list[Cell]]:
         if by_spec:
             result[name] = [_cell(list(runs.values())) for runs in by_spec.values()]
     if not result:
-        raise BadInput(f"there is no finished run in {shown(store.uri)}: launch one, e.g. nlt launch experiments/quickstart/*.json.")
+        raise BadInput(
+            f"there is no finished run in {shown(store.uri)}: launch one, e.g. "
+            "nlt launch experiments/quickstart/*.json."
+        )
     return result
 
 

@@ -12,7 +12,7 @@ from nlt.data import Data
 from nlt.methods.o2u import O2U
 from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
-from nlt.noise import NoNoise, Noise
+from nlt.noise import Noise, NoNoise
 from nlt.optim import SGD
 from nlt.settings import BadInput, Settings
 from nlt.train import Precision, Stage
@@ -51,7 +51,7 @@ class Experiment(Settings):
     precision: Precision = "auto"
     """`bf16` (autocast), `fp32`, or `auto`: bf16 where the device has it in hardware."""
     evaluate: Literal["after", "before"] = "after"
-    """Whether an epoch's accuracies are measured after it or before it, as the authors' code does (`main.py`, l. 105)."""
+    """Whether an epoch's accuracies are measured after it or before it, as the published code does."""
 
     def stages(self) -> dict[str, Stage]:
         """Return the method's stages by name, in the order they run."""

@@ -151,7 +151,9 @@ def experiment_id(store: Store, name: str) -> str:
             store.client.set_experiment_tag(created, TAG, comparison_view())
             return created
     if found.lifecycle_stage != "active":
-        raise BadInput(f"the MLflow experiment {name!r} is deleted: restore it, or name another in the spec's `experiment`.")
+        raise BadInput(
+            f"the MLflow experiment {name!r} is deleted: restore it, or name another in the spec's `experiment`."
+        )
     if found.tags.get(TAG) != comparison_view():  # the view of an older version of nlt
         store.client.set_experiment_tag(found.experiment_id, TAG, comparison_view())
     return str(found.experiment_id)
@@ -163,7 +165,7 @@ class Facts:
 
     seed: int
     device: torch.device
-    precision: str
+    precision: Literal["fp32", "bf16"]
     dataset: Dataset
     train: Samples
     """What is trained on, corrupted labels and all."""

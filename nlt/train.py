@@ -52,14 +52,17 @@ def find_device(name: str) -> torch.device:
     if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
         raise BadInput(f"--device {name}: use auto, cpu, cuda or cuda:0, cuda:1, ...")
     if not torch.cuda.is_available():
-        raise BadInput(f"--device {name}: torch {torch.__version__} sees no CUDA device here: use --device cpu or auto.")
+        raise BadInput(
+            f"--device {name}: torch {torch.__version__} sees no CUDA device here: use --device cpu or auto."
+        )
     if int(index or 0) >= torch.cuda.device_count():
         raise BadInput(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
     return torch.device("cuda", int(index or 0))
 
 
 def find_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf16"]:
-    """Resolve `auto`: bf16 where the device multiplies it in hardware (GPUs since Ampere; CPUs with avx512_bf16 or AMX).
+    """Resolve `auto`: bf16 where the device multiplies it in hardware (GPUs since Ampere, CPUs with avx512_bf16
+    or AMX).
 
     On a CPU without them bf16 is emulated: CNN9 ran 20 times slower than in fp32 on an AMD EPYC Milan.
     """
@@ -170,5 +173,3 @@ def evaluate(net: Learner, images_NHWC: Tensor, labels_N: Tensor) -> float:
     ):
         hits += (net.logits(to_float(images_BHWC)).argmax(1) == labels_B).sum()
     return int(hits) / len(labels_N)
-
-

@@ -23,6 +23,7 @@ def link(base: str, experiment_id: str) -> str:
 def comparison_view() -> str:
     """Return the value of the tag."""
     sections = [("accuracy", "Accuracy"), ("noise", "Wrong labels found"), ("losses", "Per-sample losses, by epoch")]
+    histogram = "train/loss_histogram"
     charts = [
         _line("accuracy", "test/accuracy"),
         _line("accuracy", "train/accuracy"),
@@ -32,8 +33,8 @@ def comparison_view() -> str:
         _line("noise", "noise/remaining"),
         _chart("BAR", "noise", "final/noise_precision", metricKey="final/noise_precision"),
         _line("noise", "optim/lr"),
-        _chart("IMAGE", "losses", "train/loss_histogram", imageKeys=["train/loss_histogram"], step=1, showRunParams=False),
-    ]  # fmt: skip
+        _chart("IMAGE", "losses", histogram, imageKeys=[histogram], step=1, showRunParams=False),
+    ]
     state = {
         "searchFilter": "",
         "orderByKey": "metrics.`final/test_accuracy_last`",
@@ -73,6 +74,11 @@ def _chart(kind: str, section: str, title: str, **more: Any) -> dict[str, Any]:
 
 def _line(section: str, metric: str) -> dict[str, Any]:
     axes = {"xAxisScaleType": "linear", "scaleType": "linear", "xAxisKey": "step", "yAxisKey": "metric", "range": {}}
-    smoothing = {"lineSmoothness": 0, "useGlobalLineSmoothing": True, "useGlobalXaxisKey": True, "ignoreOutliers": False}
+    smoothing = {
+        "lineSmoothness": 0,
+        "useGlobalLineSmoothing": True,
+        "useGlobalXaxisKey": True,
+        "ignoreOutliers": False,
+    }
     keys = {"metricKey": metric, "selectedMetricKeys": [metric], "selectedXAxisMetricKey": "", "yAxisExpressions": []}
     return _chart("LINE", section, metric, **axes, **smoothing, **keys)

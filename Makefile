@@ -1,0 +1,37 @@
+# Works on a fresh machine with Python 3.11, 3.12 or 3.13 and nothing else: the environment is made here.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: quickstart test test-slow check schema constraints ui
+.DEFAULT_GOAL := quickstart
+
+# nlt and its development tools at the pinned versions; byte-compiled, because importing torch and mlflow otherwise
+# takes 12 seconds the first time.
+$(BIN)/nlt: pyproject.toml docker/constraints.txt
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 14), "nlt needs Python 3.11 to 3.13: make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --compile -c docker/constraints.txt -e '.[dev]'
+	touch $@
+
+quickstart: $(BIN)/nlt  ## four methods on digits with 40 % wrong labels, and the comparison
+	$(BIN)/nlt launch experiments/quickstart/*.json
+	$(BIN)/nlt compare quickstart
+
+test: $(BIN)/nlt
+	$(BIN)/python -m pytest
+
+test-slow: $(BIN)/nlt
+	$(BIN)/python -m pytest -m 'not gpu'
+
+check: $(BIN)/nlt  ## format, lint, types, order of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ui: $(BIN)/nlt
+	$(BIN)/nlt ui
+
+schema: $(BIN)/nlt  ## after a change of settings
+	$(BIN)/nlt schema > nlt/schema.json
