@@ -115,7 +115,7 @@ class Run:
             keep_N: the mask, if this epoch detects wrong labels.
             scores_N: the scores behind it, the higher, the more suspicious.
         """
-        losses_N = losses_N.float().cpu()  # waits for the device, so the clock below is true
+        losses_N = losses_N.to("cpu", torch.float32, copy=True)  # waits for the device, so the clock below is true
         seconds = time.perf_counter() - self._began
         visited_N = losses_N.isfinite()
         metrics = {
@@ -126,8 +126,9 @@ class Run:
             "time/epoch_seconds": seconds,
             "time/images_per_second": int(visited_N.sum()) / seconds,
         }
-        keep_N = None if keep_N is None else keep_N.cpu()
-        scores_N = None if scores_N is None else scores_N.float().cpu()
+        # Copies, since a method goes on writing into its own tensors.
+        keep_N = None if keep_N is None else keep_N.to("cpu", copy=True)
+        scores_N = None if scores_N is None else scores_N.to("cpu", torch.float32, copy=True)
         if self._train.wrong_N is not None and keep_N is not None:
             metrics |= mask_quality(keep_N, self._train.wrong_N)
             if scores_N is not None and (area := auc(scores_N, self._train.wrong_N)) is not None:

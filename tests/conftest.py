@@ -1,0 +1,115 @@
+"""What the tests share: a small real experiment on digits, a fresh store per test, a template database.
+
+A fresh MLflow database costs seconds of migrations; it is migrated once per session and copied.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+# One thread: the tests' networks are tiny, and equality to the last bit must not depend on how many cores are there.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from nlt.data import Samples
+from nlt.optim import SGD
+from nlt.run import Epoch, Run
+from nlt.tracking import Store, open_store
+from nlt.train import Learner
+
+torch.set_num_threads(1)
+
+REPO = Path(__file__).parent.parent
+
+
+def tiny(**changes: object) -> dict[str, object]:
+    """Return an experiment on 100 digits that takes a second: O2U, 2 + 3 + 2 epochs."""
+    stage = {"batch_size": 32, "schedule": {"name": "constant", "lr": 0.01}}
+    return {
+        "name": "tiny",
+        "about": "a test",
+        "data": {"name": "digits", "limit": 100},
+        "noise": {"name": "symmetric", "rate": 0.4},
+        "model": {"name": "cnn9", "width": 0.03},
+        "method": {
+            "name": "o2u",
+            "forget_rate": 0.4,
+            "pretraining": {"epochs": 2, **stage},
+            "cyclical": {"epochs": 3, **stage, "batch_size": 16, "schedule": {"name": "cyclical", "period": 3}},
+            "training": {"epochs": 2, **stage},
+        },
+        "precision": "fp32",
+    } | changes
+
+
+@pytest.fixture(scope="session")
+def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("template")
+    open_store(f"sqlite:///{folder / 'mlflow.db'}")
+    return folder
+
+
+@pytest.fixture
+def store_uri(template_store: Path, tmp_path: Path) -> str:
+    """A fresh embedded store, as a tracking URI."""
+    shutil.copytree(template_store, tmp_path / "store")
+    return f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
+
+
+@pytest.fixture
+def store(store_uri: str) -> Store:
+    return open_store(store_uri)
+
+
+class Net(torch.nn.Module):
+    """A linear network without dropout or batch norm, so that a batch can be worked by hand."""
+
+    def __init__(self, inputs: int, K: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(inputs, K)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.linear(images_BCHW.flatten(1))
+
+
+class LinearModel:
+    """Stands where a model's settings stand."""
+
+    def build(self, C: int, H: int, W: int, K: int) -> torch.nn.Module:
+        return Net(C * H * W, K)
+
+
+def samples(N: int = 40, K: int = 4, side: int = 2, seed: int = 0, wrong: int = 0) -> Samples:
+    """Return N random samples of one channel; the first `wrong` labels are wrong ones."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (N, 1, side, side), generator=generator, dtype=torch.uint8)
+    clean = torch.randint(0, K, (N,), generator=generator)
+    given = clean.clone()
+    given[:wrong] = (given[:wrong] + 1) % K
+    return Samples(images, torch.arange(N) * 3, given, clean)
+
+
+def make_run(train: Samples | None = None, *, seed: int = 0, before: bool = False, K: int = 4) -> tuple[Run, list[Epoch]]:
+    """Return a run of the linear model on random samples, and the list that its epochs go to."""
+    told: list[Epoch] = []
+    run = Run(
+        train=train or samples(),
+        val=None,
+        test=samples(20, seed=1),
+        K=K,
+        model=LinearModel(),  # type: ignore[arg-type]
+        optimizer=SGD(),
+        seed=seed,
+        device=torch.device("cpu"),
+        precision="fp32",
+        evaluate_before=before,
+        on_epoch=told.append,
+        steps=1,
+    )
+    return run, told
+
+
+def make_learner(network: torch.nn.Module, **sgd: float) -> Learner:
+    return Learner(network, SGD(**sgd), torch.device("cpu"), "fp32")

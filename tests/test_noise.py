@@ -1,0 +1,234 @@
+"""Transition matrices by hand, and labels drawn from them.
+
+N samples, K classes. T_KK[i, j] = P(given label j | true class i).
+"""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from nlt.noise import Asymmetric, Matrix, Noise, NoNoise, PairFlip, Symmetric, corrupt, empirical_matrix
+from nlt.settings import BadInput
+
+CLASSES = ("cat", "dog", "deer", "truck")
+ROWS = ((0.5, 0.5, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.25, 0.25, 0.25, 0.25), (0.1, 0.2, 0.3, 0.4))
+
+CASES = [
+    (NoNoise(), [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    # 0.3 / 3 = 0.1 for each wrong class
+    (
+        Symmetric(rate=0.3),
+        [[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1], [0.1, 0.1, 0.1, 0.7]],
+    ),
+    # 0 -> 1 -> 2 -> 3 -> 0
+    (
+        PairFlip(rate=0.25),
+        [[0.75, 0.25, 0, 0], [0, 0.75, 0.25, 0], [0, 0, 0.75, 0.25], [0.25, 0, 0, 0.75]],
+    ),
+    # Both ways between cat and dog, each from the true label: none of the flipped flips back. deer stays clean.
+    (
+        Asymmetric(rate=0.4, flips={"cat": "dog", "dog": "cat", "truck": "deer"}),
+        [[0.6, 0.4, 0, 0], [0.4, 0.6, 0, 0], [0, 0, 1, 0], [0, 0, 0.4, 0.6]],
+    ),
+    (Matrix(rows=ROWS), [list(row) for row in ROWS]),
+]
+every_kind = pytest.mark.parametrize(("noise", "by_hand"), CASES, ids=[noise.name for noise, _ in CASES])
+
+
+def balanced(N: int, K: int = 4) -> Tensor:
+    return torch.arange(N) % K
+
+
+@every_kind
+def test_matrix_by_hand(noise: Any, by_hand: list[list[float]]) -> None:
+    T_KK = noise.matrix(CLASSES)
+    assert T_KK.dtype == torch.float64
+    for row, row_by_hand in zip(T_KK.tolist(), by_hand, strict=True):
+        assert row == pytest.approx(row_by_hand, abs=1e-12)
+
+
+def test_symmetric_with_two_classes() -> None:
+    """With K = 2 the one other class gets it all."""
+    assert Symmetric(rate=0.2).matrix(("a", "b")).tolist() == [[0.8, 0.2], [0.2, 0.8]]
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(rate=st.floats(0, 1), K=st.integers(2, 12))
+def test_rows_sum_to_1_and_the_diagonal_is_1_minus_rate(rate: float, K: int) -> None:
+    classes = tuple(f"c{i}" for i in range(K))
+    for noise in (Symmetric(rate=rate), PairFlip(rate=rate)):
+        T_KK = noise.matrix(classes)
+        assert T_KK.sum(1).tolist() == pytest.approx([1] * K, abs=1e-12)
+        assert T_KK.diag().tolist() == [1 - rate] * K
+        assert (T_KK >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (Asymmetric(rate=0.4, flips={"tiger": "dog"}), "'tiger'.*not in the data set.*cat, dog, deer, truck"),
+        (Asymmetric(rate=0.4, flips={"dog": "tiger"}), "'tiger'.*not in the data set"),
+        (Asymmetric(rate=0.4, flips={"dog": "cat", "deer": "deer"}), "'deer' to itself"),
+        (Matrix(rows=((1.0, 0.0), (0.0, 1.0))), r"2 rows of \[2\] numbers.*4 rows of 4"),
+        (Matrix(rows=(*ROWS[:3], (0.5, 0.5))), r"4 rows of \[2, 4\] numbers"),
+        (Matrix(rows=(*ROWS[:3], (0.1, 0.2, 0.3, 0.3))), "row 3 sums to 0.9:"),
+        (Matrix(rows=(*ROWS[:3], (0.1, 0.2, 0.3, 0.40001))), "row 3 sums to 1.00001:"),
+    ],
+)
+def test_matrix_that_does_not_fit_is_an_error_that_names_it(noise: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        noise.matrix(CLASSES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "symmetric"}',
+        '{"name": "symmetric", "rate": 1.5}',
+        '{"name": "pair_flip", "rate": -0.1}',
+        '{"name": "symmetric", "rate": 0.2, "seed": -1}',
+        '{"name": "asymmetric", "rate": 0.2, "flips": {}}',
+        '{"name": "matrix", "rows": [[1.5, -0.5], [0, 1]]}',
+        '{"name": "none", "rate": 0.2}',
+    ],
+)
+def test_settings_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Noise).validate_json(text)
+
+
+@every_kind
+def test_union_picks_by_name_and_survives_a_round_trip(noise: Any, by_hand: list[list[float]]) -> None:
+    assert TypeAdapter(Noise).validate_json(noise.model_dump_json()) == noise
+
+
+# ---- corrupt
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [NoNoise(), Symmetric(rate=0), PairFlip(rate=0), Asymmetric(rate=0, flips={"cat": "dog"})],
+    ids=lambda noise: noise.name,
+)
+def test_rate_0_changes_no_label(noise: Any) -> None:
+    clean_N = balanced(5000)
+    given_N = corrupt(clean_N, noise.matrix(CLASSES), seed=3)
+    assert given_N.dtype == torch.int64
+    assert torch.equal(given_N, clean_N)
+
+
+def test_rate_1_leaves_no_label_right() -> None:
+    clean_N = balanced(5000)
+    given_N = corrupt(clean_N, Symmetric(rate=1).matrix(CLASSES), seed=3)
+    assert not (given_N == clean_N).any()
+    assert empirical_matrix(clean_N, given_N, 4).fill_diagonal_(1).min() > 0.25  # every wrong class is drawn
+
+
+def test_certain_transitions_are_exact() -> None:
+    clean_N = balanced(5000)
+    given_N = corrupt(clean_N, PairFlip(rate=1).matrix(CLASSES), seed=3)
+    assert torch.equal(given_N, (clean_N + 1) % 4)
+    T_KK = torch.tensor([[0, 0, 1, 0], [0.5, 0, 0, 0.5], [1, 0, 0, 0], [0, 0.5, 0.5, 0]], dtype=torch.float64)
+    given_N = corrupt(clean_N, T_KK, seed=3)
+    assert [sorted(set(given_N[clean_N == k].tolist())) for k in range(4)] == [[2], [0, 3], [0], [1, 2]]
+
+
+@every_kind
+def test_every_transition_comes_as_often_as_asked(noise: Any, by_hand: list[list[float]]) -> None:
+    """Within 4 standard deviations, sqrt(T (1 - T) / n) with n = 25,000 samples of each class."""
+    n = 25_000
+    clean_N = balanced(4 * n)
+    given_N = corrupt(clean_N, noise.matrix(CLASSES), seed=1)
+    drawn_KK = empirical_matrix(clean_N, given_N, 4)
+    for i in range(4):
+        for j in range(4):
+            p = by_hand[i][j]
+            assert abs(drawn_KK[i, j].item() - p) <= 4 * math.sqrt(p * (1 - p) / n), (i, j)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.6])
+def test_symmetric_rate_is_the_share_of_wrong_labels(rate: float) -> None:
+    """Redrawing among all 10 classes would reach only 0.9 * rate: at 0.2 that is 16 standard deviations off."""
+    N = 100_000
+    classes = tuple("0123456789")
+    clean_N = balanced(N, 10)
+    given_N = corrupt(clean_N, Symmetric(rate=rate).matrix(classes), seed=5)
+    share = (given_N != clean_N).double().mean().item()
+    assert abs(share - rate) <= 4 * math.sqrt(rate * (1 - rate) / N)
+
+
+def test_same_seed_same_labels_other_seed_others() -> None:
+    clean_N, T_KK = balanced(1000), Symmetric(rate=0.5).matrix(CLASSES)
+    first_N = corrupt(clean_N, T_KK, seed=7)
+    assert torch.equal(first_N, corrupt(clean_N, T_KK, seed=7))
+    other_N = corrupt(clean_N, T_KK, seed=8)
+    # Two independent draws agree with probability 0.5^2 + 3 (1/6)^2 = 1/3; a standard deviation is 0.015.
+    assert abs((first_N == other_N).double().mean().item() - 1 / 3) < 0.06
+
+
+def test_seeded_labels_stay_what_they_were() -> None:
+    """A published corruption must come out the same in the next version of this project."""
+    T_KK = Symmetric(rate=0.6).matrix(CLASSES)
+    assert corrupt(balanced(16), T_KK, seed=0).tolist() == GOLDEN
+
+
+def test_global_random_state_neither_matters_nor_moves() -> None:
+    clean_N, T_KK = balanced(100), Symmetric(rate=0.5).matrix(CLASSES)
+    torch.manual_seed(1)
+    first_N = corrupt(clean_N, T_KK, seed=7)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second_N = corrupt(clean_N, T_KK, seed=7)
+    assert torch.equal(first_N, second_N)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_draw_depends_on_the_samples_place_alone() -> None:
+    """Changing the true class of some samples leaves the labels of the others as they were."""
+    T_KK = Symmetric(rate=0.5).matrix(CLASSES)
+    clean_N = balanced(1000)
+    changed_N = clean_N.clone()
+    changed_N[::2] = 3
+    given_N, changed_given_N = corrupt(clean_N, T_KK, seed=7), corrupt(changed_N, T_KK, seed=7)
+    assert torch.equal(given_N[1::2], changed_given_N[1::2])
+
+
+def test_input_is_left_alone() -> None:
+    clean_N, T_KK = balanced(100), Matrix(rows=((0.333333,) * 3,) * 3).matrix(("a", "b", "c"))
+    clean_before_N, T_before_KK = clean_N.clone(), T_KK.clone()
+    corrupt(clean_N % 3, T_KK, seed=0)
+    assert torch.equal(clean_N, clean_before_N) and torch.equal(T_KK, T_before_KK)
+
+
+def test_a_row_that_rounds_to_less_than_1_never_draws_class_K() -> None:
+    """Rows of 0.333333 sum to 0.999999, which is admitted; number 1,678 drawn with seed 286 lies above that."""
+    draws_N = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(286))
+    assert draws_N.argmax() == 1678 and draws_N[1678] > 0.999999  # else this test would test nothing
+    T_KK = Matrix(rows=((0.333333,) * 3,) * 3).matrix(("a", "b", "c"))
+    given_N = corrupt(torch.zeros(2000, dtype=torch.int64), T_KK, seed=286)
+    assert given_N[1678] == 2
+    assert given_N.max() == 2
+
+
+def test_ten_times_a_tenth_stays_in_range() -> None:
+    T_KK = Matrix(rows=((0.1,) * 10,) * 10).matrix(tuple("0123456789"))
+    given_N = corrupt(balanced(100_000, 10), T_KK, seed=0)
+    assert sorted(set(given_N.tolist())) == list(range(10))
+
+
+# ---- empirical_matrix
+
+
+def test_empirical_matrix_by_hand() -> None:
+    """Class 0: given 0, 0, 1, 2 -> 2/4, 1/4, 1/4. Class 1: given 0 twice. Class 2: no samples, a row of zeros."""
+    clean_N = torch.tensor([0, 1, 0, 0, 1, 0])
+    given_N = torch.tensor([0, 0, 1, 0, 0, 2])
+    matrix_KK = empirical_matrix(clean_N, given_N, 3)
+    assert matrix_KK.dtype == torch.float64
+    assert matrix_KK.tolist() == [[0.5, 0.25, 0.25], [1, 0, 0], [0, 0, 0]]
