@@ -4,18 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nlt.launch import launch
+    from nlt.launcher import launch
     from nlt.settings import BadInput
     from nlt.spec import load
 
 __all__ = ["BadInput", "launch", "load"]
-_HOME = {"BadInput": "nlt.settings", "launch": "nlt.launch", "load": "nlt.spec"}
+_HOME = {"BadInput": "nlt.settings", "launch": "nlt.launcher", "load": "nlt.spec"}
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `nlt --help` does not wait for torch and mlflow.
     if name not in _HOME:
         raise AttributeError(f"module 'nlt' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value  # over the submodule of the same name: `from nlt import launch` gives the function
-    return value
+    return getattr(import_module(_HOME[name]), name)

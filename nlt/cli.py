@@ -12,7 +12,9 @@ import click
 from nlt.settings import BadInput
 
 if TYPE_CHECKING:
-    from nlt.launch import Prepared, Result
+    from rich.console import Console
+
+    from nlt.launcher import Prepared, Result
     from nlt.run import Epoch
 
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
@@ -90,8 +92,8 @@ def launch(
     from nlt.spec import load
 
     experiments = [load(path, overrides) for path in specs]  # all files are checked before the first run starts
-    from nlt.launch import RunFailed
-    from nlt.launch import launch as run_one
+    from nlt.launcher import RunFailed
+    from nlt.launcher import launch as run_one
     from nlt.tracking import open_store
 
     open_store(tracking_uri)
@@ -154,6 +156,13 @@ class _Progress:
         click.echo("  ".join(parts))
 
 
+def _console() -> "Console":
+    from rich.console import Console
+
+    # Off a terminal rich would wrap at 80 columns, in the middle of run ids; and a [name] is not markup.
+    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
+
+
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -161,7 +170,6 @@ def _duration(seconds: float) -> str:
 
 
 def _print_results(results: "list[Result]") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title="runs", title_justify="left")
@@ -175,7 +183,7 @@ def _print_results(results: "list[Result]") -> None:
             for key in ("final/test_accuracy_last", "final/test_accuracy_mean10", "final/noise_precision")
         )
         table.add_row(r.name, str(r.seed), r.run_id, last, mean10, precision)
-    console = Console()
+    console = _console()
     console.print(table)
     console.print("nlt compare prints the method x noise table, nlt ui opens the charts.", highlight=False)
 
@@ -232,18 +240,16 @@ def compare(experiment: str | None, tracking_uri: str | None) -> None:
     nlt compare
     nlt compare quickstart
     """
-    from rich.console import Console
-
     from nlt.report import cells, table
     from nlt.tracking import open_store
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = _console()
     for name, group in cells(open_store(tracking_uri), experiment).items():
         console.print(table(name, group))
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port on 127.0.0.1.")
 @tracking_option
 @_friendly
 def ui(port: int, tracking_uri: str | None) -> None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from nlt.settings import BadInput, Settings
+from nlt.settings import BadInput, Seed, Settings
 
 CIFAR4_CLASSES = ("cat", "dog", "horse", "deer")  # in the paper's order
 DIGITS_TRAIN, DIGITS_SEED = 1400, 0
@@ -100,7 +100,7 @@ class _Common(Settings):
     """Training images to keep, the same number of each class; null keeps all. The test set is never cut."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training images held out for validation, after label noise is drawn."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the choice under `limit` and of the validation split."""
 
     @field_validator("classes")
@@ -219,7 +219,7 @@ class ImageFolder(_Common):
     name: Literal["image_folder"] = "image_folder"
     path: str
     """The folder that holds train/ and test/; relative to the current folder, ~ is expanded."""
-    image_size: int | None = Field(None, ge=8)
+    image_size: int | None = Field(None, ge=8, le=4096)
     """Make every image this many pixels wide and high: its centre square, resized; null if all have one size."""
 
     def load(self, root: Path) -> Dataset:

@@ -210,7 +210,8 @@ class APL(Settings):
         return self.alpha * self.active(logits_BK, labels_B) + self.beta * self.passive(logits_BK, labels_B)
 
     def __str__(self) -> str:
-        return f"{self.active}+{self.passive}"
+        weights = ["" if weight == 1 else f"{weight:g}*" for weight in (self.alpha, self.beta)]
+        return f"{weights[0]}{self.active}+{weights[1]}{self.passive}"
 
 
 def _focal(logits_BK: Tensor, gamma: float) -> Tensor:

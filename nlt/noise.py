@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from nlt.settings import BadInput, Settings
+from nlt.settings import BadInput, Seed, Settings
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -34,7 +34,7 @@ class Symmetric(Settings):
     name: Literal["symmetric"] = "symmetric"
     rate: Rate
     """Noise rate: the probability that a label is wrong, in [0, 1]."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the corruption, independent of the training seed."""
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
@@ -50,7 +50,7 @@ class PairFlip(Settings):
     name: Literal["pair_flip"] = "pair_flip"
     rate: Rate
     """Noise rate: the probability that a label is wrong, in [0, 1]."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the corruption, independent of the training seed."""
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
@@ -71,7 +71,7 @@ class Asymmetric(Settings):
     """Probability that a label of a class in `flips` is wrong, in [0, 1]; the other classes stay clean."""
     flips: dict[str, str] = Field(min_length=1)
     """Class map: true class -> the class it is mistaken for."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the corruption, independent of the training seed."""
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
@@ -101,7 +101,7 @@ class Matrix(Settings):
     name: Literal["matrix"] = "matrix"
     rows: tuple[tuple[Rate, ...], ...]
     """T: rows[i][j] = P(given label j | true class i), each row sums to 1."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the corruption, independent of the training seed."""
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:

@@ -1,6 +1,11 @@
 """The frozen base of every settings class, and the one error a user can cause."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Seeds fit into 63 bits, the range that torch, numpy and JSON readers share.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Settings(BaseModel):

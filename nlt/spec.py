@@ -32,7 +32,7 @@ class Experiment(Settings):
     """Where `schema.json` lies, so that editors complete this file."""
     name: Name
     """Name of the runs."""
-    about: str = Field(min_length=1)
+    about: str = Field(min_length=1, max_length=2000)
     """What the run is for, and which published number it should meet."""
     experiment: Name | None = None
     """MLflow experiment that collects the runs; by default the name of the data set."""
@@ -88,7 +88,7 @@ def check(data: dict[str, Any], source: str) -> Experiment:
         BadInput: a key, type or value is wrong.
     """
     try:
-        return Experiment.model_validate_json(json.dumps(data, allow_nan=False))
+        return Experiment.model_validate_json(json.dumps(data, allow_nan=False, ensure_ascii=False).encode())
     except ValidationError as error:
         raise BadInput(f"{source}: {_sentence(error, data)}") from None
     except (ValueError, RecursionError):  # a number that JSON does not have, surrogates that UTF-8 does not have
@@ -169,7 +169,7 @@ def _set(data: dict[str, Any], override: str) -> None:
 def _sentence(error: ValidationError, data: Any) -> str:
     """Turn pydantic's errors into one sentence that names the place, what is wrong, and the mend."""
     first, *more = error.errors(include_url=False)
-    place = _place(first["loc"], data)
+    place = _place(first["loc"], data, ends_with_key=first["type"] in ("extra_forbidden", "missing"))
     match first["type"]:
         case "extra_forbidden":
             close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), 1)
@@ -190,12 +190,12 @@ def _sentence(error: ValidationError, data: Any) -> str:
     return f"{place or 'the file'}: {what.rstrip('.?')}{'?' if what.endswith('?') else '.'}{rest}"
 
 
-def _place(loc: tuple[int | str, ...], data: Any) -> str:
+def _place(loc: tuple[int | str, ...], data: Any, ends_with_key: bool) -> str:
     """Write pydantic's location as the dotted key a user would write, without the tags of unions in it."""
     keys: list[str] = []
     for i, part in enumerate(loc):
-        is_tag = isinstance(data, dict) and part not in data and part == data.get("name") and i < len(loc) - 1
-        if is_tag:
+        is_key = i == len(loc) - 1 and ends_with_key
+        if not is_key and isinstance(data, dict) and part not in data and part == data.get("name"):
             continue
         keys.append(str(part))
         try:

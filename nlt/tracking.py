@@ -3,6 +3,7 @@
 N training samples, E epochs, D of them epochs that detect wrong labels.
 """
 
+import copy
 import csv
 import json
 import logging
@@ -30,6 +31,7 @@ from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from safetensors.torch import save_file
+from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from nlt.data import Dataset, Samples
@@ -110,7 +112,7 @@ def _open_sqlite(uri: str) -> Store:
         artifacts.mkdir(exist_ok=True)
         if not os.access(artifacts, os.W_OK):
             raise PermissionError(f"{artifacts} is read-only")
-    except (OSError, sqlite3.Error, MlflowException) as error:
+    except (OSError, sqlite3.Error, SQLAlchemyError, MlflowException) as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
             f"the MLflow store {path} cannot be written ({reason}): make it writable, or name another with "
@@ -326,7 +328,8 @@ class Tracker:
         from mlflow.models import infer_signature
 
         images_BCHW = self._facts.train.images_NCHW[:2].float().div(255)
-        network = net.network.cpu().eval()
+        # torch.export packs weights that are not contiguous (channels-last) wrongly.
+        network = copy.deepcopy(net.network).to(device="cpu", memory_format=torch.contiguous_format).eval()
         with torch.no_grad():
             signature = infer_signature(images_BCHW.numpy(), network(images_BCHW).numpy())
         mlflow.set_tracking_uri(self._store.uri)

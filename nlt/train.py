@@ -24,9 +24,9 @@ EVALUATION_BATCH = 500  # images at a time where no gradient is kept; changes no
 class Stage(Settings):
     """A stretch of epochs with one batch size, loss and learning-rate schedule."""
 
-    epochs: int = Field(100, ge=1)
+    epochs: int = Field(100, ge=1, le=100_000)
     """Number of epochs."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, le=1_000_000)
     """Samples per optimizer step: 128 in the authors' code (`main.py`, lines 72 and 78)."""
     loss: Loss = CE()
     """Per-sample loss; its mean over the batch is minimized."""

@@ -91,7 +91,9 @@ def samples(N: int = 40, K: int = 4, side: int = 2, seed: int = 0, wrong: int = 
     return Samples(images, torch.arange(N) * 3, given, clean)
 
 
-def make_run(train: Samples | None = None, *, seed: int = 0, before: bool = False, K: int = 4) -> tuple[Run, list[Epoch]]:
+def make_run(
+    train: Samples | None = None, *, seed: int = 0, before: bool = False, K: int = 4
+) -> tuple[Run, list[Epoch]]:
     """Return a run of the linear model on random samples, and the list that its epochs go to."""
     told: list[Epoch] = []
     run = Run(

@@ -18,7 +18,9 @@ CPU = torch.device("cpu")
 
 def epoch_of(N: int = 40, size: int = 16, side: int = 2) -> Batches:
     split = Split(samples(N, side=side), CPU)
-    return Batches(split.images_NHWC, split.labels_N, torch.randperm(N, generator=torch.Generator().manual_seed(3)), size)
+    return Batches(
+        split.images_NHWC, split.labels_N, torch.randperm(N, generator=torch.Generator().manual_seed(3)), size
+    )
 
 
 def test_an_epoch_is_plain_sgd_with_torch_own_loss():
