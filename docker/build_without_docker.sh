@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the image, and try it, where there is no Docker daemon and no image registry. As root, on Debian or Ubuntu with
-# buildah and debootstrap (apt-get install buildah debootstrap). It needs 15 GB of disk, 30 GB with STORAGE_DRIVER=vfs.
+# buildah and debootstrap (apt-get install buildah debootstrap). It takes up to 25 GB of disk while it builds, 7 GB after.
 #
 #   docker/build_without_docker.sh                               base by debootstrap, build, try experiments/quickstart/*.json
 #   docker/build_without_docker.sh experiments/o2u_20.json       try it with these files (paths as the container sees them)

@@ -334,3 +334,7 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
         click.echo(f"{name:<22} {text}")
     if not ok:
         raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main(prog_name="nlt")

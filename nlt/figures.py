@@ -24,7 +24,7 @@ def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: 
         top: right end of the axis; what lies beyond is counted in the last bin.
         title: one line above the axes.
     """
-    width, height, left, right, upper, lower = 620, 300, 56, 14, 30, 36
+    width, height, left, right, upper, lower = 480, 420, 50, 14, 48, 36
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(13)
@@ -57,13 +57,13 @@ def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: 
         x = left + plot_w * fraction
         draw.text((x, upper + plot_h + 5), f"{sign}{top * fraction:.2f}", fill=INK, font=font, anchor="ma")
     draw.text((left + plot_w / 2, height - 3), "per-sample loss", fill=INK, font=font, anchor="mb")
-    draw.text((left, 8), title, fill=INK, font=font)
+    draw.text((left, 4), title, fill=INK, font=font)
     x = width - right
     for colour, label, chosen in reversed(groups):
         text = f"{label} ({int(chosen.sum()):,})"
         x -= int(draw.textlength(text, font=font))
-        draw.text((x, 8), text, fill=INK, font=font)
-        draw.rectangle((x - 15, 11, x - 5, 21), fill=colour)
+        draw.text((x, 24), text, fill=INK, font=font)
+        draw.rectangle((x - 15, 27, x - 5, 37), fill=colour)
         x -= 30
     return np.asarray(canvas)
 

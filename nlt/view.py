@@ -22,7 +22,11 @@ def link(base: str, experiment_id: str) -> str:
 
 def comparison_view() -> str:
     """Return the value of the tag."""
-    sections = [("accuracy", "Accuracy"), ("noise", "Wrong labels found"), ("losses", "Per-sample losses, by epoch")]
+    sections = [  # uuid, title, charts in a row, their height in pixels
+        ("accuracy", "Accuracy", 4, 340),
+        ("noise", "Wrong labels found", 4, 340),
+        ("losses", "Per-sample losses, by epoch", 1, 640),
+    ]
     histogram = "train/loss_histogram"
     charts = [
         _line("accuracy", "test/accuracy"),
@@ -33,7 +37,7 @@ def comparison_view() -> str:
         _line("noise", "noise/remaining"),
         _chart("BAR", "noise", "final/noise_precision", metricKey="final/noise_precision"),
         _line("noise", "optim/lr"),
-        _chart("IMAGE", "losses", histogram, imageKeys=[histogram], step=1, showRunParams=False),
+        _chart("IMAGE", "losses", histogram, imageKeys=[histogram], step=20, showRunParams=False),
     ]
     state = {
         "searchFilter": "",
@@ -46,7 +50,7 @@ def comparison_view() -> str:
         "runsHiddenMode": "SHOWALL",
         "hideEmptyCharts": True,
         "useGroupedValuesInCharts": False,
-        "isAccordionReordered": False,
+        "isAccordionReordered": True,
         "compareRunsMode": "CHART",
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
@@ -56,7 +60,9 @@ def comparison_view() -> str:
             *(f"params.`{name}`" for name in ("method", "loss", "noise", "noise_rate", "seed")),
         ],
         "compareRunSections": [
-            {"uuid": uuid, "name": name, "display": True} | _KEPT | {"isReordered": False} for uuid, name in sections
+            {"uuid": uuid, "name": name, "columns": columns, "cardHeight": height, "display": True, "isReordered": True}
+            | _KEPT
+            for uuid, name, columns, height in sections
         ],
         "compareRunCharts": charts,
     }

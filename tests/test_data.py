@@ -23,8 +23,9 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from nlt import data
-from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, ImageFolder, Npz, Samples, hold_out
+from nlt.data import Cifar4, Cifar10, Cifar100, Data, Dataset, Digits, ImageFolder, Npz, Samples, hold_out
+from nlt.data import cifar as cifar_module
+from nlt.data.samples import HOLD_OUT_STREAM, LIMIT_STREAM, _limited, _permutation
 from nlt.settings import BadInput
 
 GOLDEN = [[3, 1, 0, 4, 5, 6, 7, 2], [7, 5, 3, 2, 0, 1, 6, 4]]  # permutations of 8 with seed 0, streams 1 and 2
@@ -147,14 +148,14 @@ def small(labels: list[int], clean: list[int] | None = None) -> Samples:
 )
 def test_largest_limit(labels: list[int], largest: int) -> None:
     names = ("a", "b", "c")[: max(labels) + 1]
-    assert len(data._limited(small(labels), names, largest, seed=0)) == largest
+    assert len(_limited(small(labels), names, largest, seed=0)) == largest
     with pytest.raises(BadInput, match=rf"data.limit {largest + 1} .*set data.limit to at most {largest}$"):
-        data._limited(small(labels), names, largest + 1, seed=0)
+        _limited(small(labels), names, largest + 1, seed=0)
 
 
 def test_limit_with_an_empty_class() -> None:
     with pytest.raises(BadInput, match="needs 1 images of 'a', which has 0: leave data.limit out"):
-        data._limited(small([1, 1, 1]), ("a", "b"), 2, seed=0)
+        _limited(small([1, 1, 1]), ("a", "b"), 2, seed=0)
 
 
 def test_unknown_class_is_named(tmp_path: Path) -> None:
@@ -192,8 +193,8 @@ def test_hold_out_leaves_no_side_empty(fraction: float) -> None:
 
 def test_random_choices_stay_the_same_for_ever() -> None:
     """Golden: another numpy or torch must not silently change who is in a validation split."""
-    assert data._permutation(8, 0, data.LIMIT_STREAM).tolist() == GOLDEN[0]
-    assert data._permutation(8, 0, data.HOLD_OUT_STREAM).tolist() == GOLDEN[1]
+    assert _permutation(8, 0, LIMIT_STREAM).tolist() == GOLDEN[0]
+    assert _permutation(8, 0, HOLD_OUT_STREAM).tolist() == GOLDEN[1]
 
 
 # ---- CIFAR, from small files in the official format
@@ -329,7 +330,7 @@ def test_a_silent_server_ends_in_a_message(tmp_path: Path, monkeypatch: pytest.M
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.getsockname()[1]}/cifar-10-python.tar.gz")
-        monkeypatch.setattr(data, "DOWNLOAD_TIMEOUT_S", 0.2)
+        monkeypatch.setattr(cifar_module, "DOWNLOAD_TIMEOUT_S", 0.2)
         before, began = socket.getdefaulttimeout(), time.monotonic()
         with pytest.raises(BadInput, match="timed out"):
             Cifar10().load(tmp_path)
@@ -512,7 +513,7 @@ def folder(tmp_path: Path) -> Path:
     return top
 
 
-def load_folder(top: Path, **settings: Any) -> data.Dataset:
+def load_folder(top: Path, **settings: Any) -> Dataset:
     return ImageFolder(path=str(top), **settings).load(top.parent / "root")
 
 

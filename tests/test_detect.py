@@ -59,6 +59,11 @@ def test_number_removed_by_hand(forget_rate: float, N: int, removed: int) -> Non
     assert int((~smallest(torch.arange(N).float(), forget_rate)).sum()) == removed
 
 
+@pytest.mark.xfail(strict=True, reason="10 * (1 - 1e-11) + 1e-9 is over 10, so all samples are removed")
+def test_smallest_keeps_one_however_near_1_the_rate() -> None:
+    assert int(smallest(torch.arange(10.0), 1 - 1e-11).sum()) == 1
+
+
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(
     scores=st.lists(st.integers(-5, 5), min_size=1, max_size=60),

@@ -1,15 +1,11 @@
-"""Pictures, read pixel by pixel.
-
-The plot area of a histogram is 550 x 234 pixels from (56, 30); its axis is drawn over its lowest line, row 264.
-"""
+"""Pictures, read pixel by pixel. Where a histogram's bars may stand is read off its axis and its highest grid line."""
 
 import numpy as np
 import pytest
 import torch
 
-from nlt.figures import INK, RIGHT, WRONG, Picture, image_grid, loss_histogram
+from nlt.figures import BINS, GRID, INK, RIGHT, WRONG, Picture, image_grid, loss_histogram
 
-LEFT, TOP, WIDTH, HEIGHT, BINS = 56, 30, 550, 234, 60
 NAN = float("nan")
 
 
@@ -18,15 +14,28 @@ def is_colour(picture: Picture, colour: tuple[int, int, int]) -> np.ndarray:
     return mask
 
 
-def bars(picture: Picture, colour: tuple[int, int, int]) -> dict[int, int]:
-    """The bins with a bar of this colour, and its height in pixels.
+def plot_area(picture: Picture) -> tuple[int, int, int, int]:
+    """Return (left, top, width, height): the axis lies just below it, the grid line of the highest count at its top."""
+    axis = int(is_colour(picture, INK).sum(1).argmax())
+    columns = np.flatnonzero(is_colour(picture, INK)[axis])
+    top = int(np.flatnonzero(is_colour(picture, GRID).sum(1) > 100)[0])
+    return int(columns[0]), top, int(columns[-1] - columns[0]), axis - top
+
+
+def in_plot(picture: Picture, colour: tuple[int, int, int]) -> np.ndarray:
+    left, top, width, height = plot_area(picture)
+    return is_colour(picture, colour)[top : top + height, left : left + width]
+
+
+def bars(picture: Picture, colour: tuple[int, int, int]) -> dict[int, float]:
+    """The bins with a bar of this colour, and its height as a share of the plot's.
 
     A blue bar is looked up in the left quarter of its bin, an orange one, which is half as wide, in the right quarter.
     """
-    heights = is_colour(picture, colour)[TOP : TOP + HEIGHT].sum(0)
+    heights = in_plot(picture, colour).mean(0)
     quarter = 1 / 4 if colour == RIGHT else 3 / 4
-    columns = [int(LEFT + WIDTH * (i + quarter) / BINS) for i in range(BINS)]
-    return {i: int(heights[x]) for i, x in enumerate(columns) if heights[x]}
+    columns = [int(len(heights) * (i + quarter) / BINS) for i in range(BINS)]
+    return {i: float(heights[x]) for i, x in enumerate(columns) if heights[x]}
 
 
 def losses_in(counts: dict[int, int]) -> list[float]:
@@ -35,22 +44,22 @@ def losses_in(counts: dict[int, int]) -> list[float]:
 
 
 def test_bars_are_as_high_as_their_counts() -> None:
-    """Right labels: 4 in bin 10, 2 in bin 30; wrong: 3 in bin 20, 1 in bin 30, 2 in bin 59. The highest fills 234."""
+    """Right labels: 4 in bin 10, 2 in bin 30; wrong: 3 in bin 20, 1 in bin 30, 2 in bin 59. The highest, of 4, fills the plot."""
     right, wrong = losses_in({10: 4, 30: 2}), losses_in({20: 3, 30: 1, 59: 2})
     wrong_N = torch.tensor([False] * len(right) + [True] * len(wrong))
     picture = loss_histogram(torch.tensor(right + wrong), wrong_N, 6.0, "")
-    assert picture.shape == (300, 620, 3) and picture.dtype == np.uint8
-    assert bars(picture, RIGHT) == pytest.approx({10: 234, 30: 117}, abs=2)
-    assert bars(picture, WRONG) == pytest.approx({20: 175.5, 30: 58.5, 59: 117}, abs=2)
+    assert picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8
+    assert bars(picture, RIGHT) == pytest.approx({10: 1, 30: 0.5}, abs=0.01)
+    assert bars(picture, WRONG) == pytest.approx({20: 0.75, 30: 0.25, 59: 0.5}, abs=0.01)
 
 
 def test_bars_stand_on_the_axis_and_inside_their_bin() -> None:
     picture = loss_histogram(torch.tensor(losses_in({12: 5})), None, 6.0, "")
-    mask = is_colour(picture, RIGHT)[TOP:]  # below the legend
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    assert (rows[0], rows[-1]) == (0, HEIGHT - 1)
-    assert columns[0] >= LEFT + WIDTH * 12 / BINS - 1 and columns[-1] <= LEFT + WIDTH * 13 / BINS
-    assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    mask = in_plot(picture, RIGHT)
+    height, width = mask.shape
+    columns = np.flatnonzero(mask.any(0))
+    assert columns[0] >= width * 12 / BINS - 1 and columns[-1] <= width * 13 / BINS
+    assert mask[:, columns].all()
 
 
 def test_left_out_samples_are_not_drawn() -> None:
@@ -63,21 +72,21 @@ def test_left_out_samples_are_not_drawn() -> None:
 
 def test_an_epoch_without_samples_has_no_bars() -> None:
     picture = loss_histogram(torch.full((4,), NAN), None, 6.0, "")
-    assert not is_colour(picture, RIGHT)[TOP:].any()
+    assert not in_plot(picture, RIGHT).any()
 
 
 def test_losses_beyond_the_top_are_counted_in_the_last_bin() -> None:
     """Dropped, they would make a run that goes wrong look fine. 6.0 itself is the end of the last bin."""
     losses_N = torch.tensor([6.0, 6.1, 1e6, *losses_in({20: 6, 59: 1})])
     picture = loss_histogram(losses_N, None, 6.0, "")
-    assert bars(picture, RIGHT) == pytest.approx({20: 234, 59: 156}, abs=2)
+    assert bars(picture, RIGHT) == pytest.approx({20: 1, 59: 4 / 6}, abs=0.01)
 
 
 @pytest.mark.parametrize("top", [0.1, 1.4, 2.3, 1 / 3, 6.0, 7.7])
 def test_the_last_bin_takes_what_lies_beyond_whatever_the_top(top: float) -> None:
     """`top` in float32 may lie above `top` in float64."""
     picture = loss_histogram(torch.tensor([0.0, top, 2 * top]), None, top, "")
-    assert bars(picture, RIGHT) == pytest.approx({0: 117, 59: 234}, abs=2)
+    assert bars(picture, RIGHT) == pytest.approx({0: 0.5, 59: 1}, abs=0.01)
 
 
 def test_the_first_bin_takes_0() -> None:
@@ -90,7 +99,8 @@ def test_only_what_is_known_is_coloured() -> None:
     unknown = loss_histogram(losses_N, None, 6.0, "")
     known = loss_histogram(losses_N, torch.tensor([False, False, True]), 6.0, "")
     assert not is_colour(unknown, WRONG).any()
-    assert is_colour(known, WRONG)[:TOP].sum() >= 100 <= is_colour(known, RIGHT)[:TOP].sum()  # the legend
+    for colour in (RIGHT, WRONG):  # both stand in the legend, which is outside the plot
+        assert is_colour(known, colour).sum() - in_plot(known, colour).sum() >= 100
 
 
 def test_input_is_left_alone() -> None:

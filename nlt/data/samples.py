@@ -1,0 +1,166 @@
+"""What all data sets share: samples with ids, `classes`, `limit`, the validation split, the digest.
+
+Everything random here is drawn from numpy's frozen legacy stream (NEP 19), so that the same seed names the same samples
+with every version of numpy and torch.
+
+Legend: N samples of one split, C channels (1 or 3), H height, W width, K classes.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from nlt.settings import BadInput, Seed, Settings
+
+LIMIT_STREAM, HOLD_OUT_STREAM = 1, 2  # one seed, two unrelated permutations
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One split; row i of every field is the same sample."""
+
+    images_NCHW: Tensor
+    """uint8 in [0, 255], on the CPU, contiguous."""
+    ids_N: Tensor
+    """int64: place in the complete, official split, before `classes` and `limit`; never changes."""
+    labels_N: Tensor
+    """int64 in [0, K): the given labels."""
+    clean_N: Tensor | None
+    """int64 in [0, K): the true labels where known, else None. Methods never see them."""
+    files: tuple[str, ...] | None = None
+    """Of an image folder only: path relative to that folder, e.g. "train/cat/7.png"."""
+
+    def __len__(self) -> int:
+        return len(self.ids_N)
+
+    def take(self, rows: Tensor) -> "Samples":
+        """The samples at `rows` (int64, any length, any order), in that order; the tensors are copies."""
+        return Samples(
+            images_NCHW=self.images_NCHW[rows],
+            ids_N=self.ids_N[rows],
+            labels_N=self.labels_N[rows],
+            clean_N=None if self.clean_N is None else self.clean_N[rows],
+            files=None if self.files is None else tuple(self.files[row] for row in rows.tolist()),
+        )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split over the same K classes."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Samples
+    test: Samples
+    digest: str
+    """16 hex digits over images, ids, labels and clean labels of both splits and the class names, as loaded."""
+
+
+def hold_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples | None]:
+    """Split off round(N * fraction) random samples: (train, val), both in ascending row order.
+
+    A fraction of 0 gives (samples, None). BadInput if either side would be empty.
+    """
+    if fraction == 0:
+        return samples, None
+    N, V = len(samples), round(len(samples) * fraction)
+    if not 0 < V < N:
+        raise BadInput(f"data.val_fraction {fraction} holds out {V} of {N} training images: neither side may be empty")
+    is_val_N = torch.zeros(N, dtype=torch.bool)
+    is_val_N[torch.from_numpy(_permutation(N, seed, HOLD_OUT_STREAM)[:V])] = True
+    return samples.take((~is_val_N).nonzero().squeeze(1)), samples.take(is_val_N.nonzero().squeeze(1))
+
+
+class DataSettings(Settings):
+    """What every data set can be asked for."""
+
+    classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """Only these classes, relabelled 0, 1, ... in the order given; null keeps all."""
+    limit: int | None = Field(None, ge=2)
+    """Training images to keep, the same number of each class; null keeps all. The test set is never cut."""
+    val_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the training images held out for validation, after label noise is drawn."""
+    seed: Seed = 0
+    """Seed of the choice under `limit` and of the validation split."""
+
+    @field_validator("classes")
+    @classmethod
+    def _no_repeats(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if classes is not None and len(set(classes)) < len(classes):
+            raise ValueError("a class is named twice")
+        return classes
+
+
+def finish(settings: Any, names: tuple[str, ...], train: Samples, test: Samples) -> Dataset:
+    """Apply `classes` and `limit` to complete splits over the classes `names`."""
+    if settings.classes is not None:
+        if unknown := [name for name in settings.classes if name not in names]:
+            raise BadInput(f"data.classes: {settings.name} has no class {unknown[0]!r}, only {', '.join(names)}")
+        train, test = (pick(split, names, settings.classes) for split in (train, test))
+        names = settings.classes
+        for split, samples in (("training", train), ("test", test)):
+            if not len(samples):
+                raise BadInput(f"data.classes: no {split} image is of {', '.join(names)}: name other classes")
+    if settings.limit is not None:
+        train = _limited(train, names, settings.limit, settings.seed)
+    return Dataset(settings.name, names, train, test, _digest(names, train, test))
+
+
+def pick(samples: Samples, names: tuple[str, ...], wanted: tuple[str, ...]) -> Samples:
+    """The samples given a label in `wanted`, relabelled by its order.
+
+    A sample whose clean label lies outside `wanted` is dropped too: its truth has no number among the new labels, and
+    a stand-in would make every count of wrong labels a guess. unpack_cifar10.py drops the mirror case likewise.
+    """
+    to_new_K = torch.full((len(names),), -1)
+    to_new_K[[names.index(name) for name in wanted]] = torch.arange(len(wanted))
+    labels_N = to_new_K[samples.labels_N]
+    clean_N = None if samples.clean_N is None else to_new_K[samples.clean_N]
+    kept_N = labels_N >= 0 if clean_N is None else (labels_N >= 0) & (clean_N >= 0)
+    rows = kept_N.nonzero().squeeze(1)
+    return replace(samples.take(rows), labels_N=labels_N[rows], clean_N=None if clean_N is None else clean_N[rows])
+
+
+def _limited(samples: Samples, names: tuple[str, ...], limit: int, seed: int) -> Samples:
+    """limit // K random samples of each given label, one more of each of the first limit % K; rows stay in order."""
+    K, labels_N = len(names), samples.labels_N.numpy()
+    have_K = np.bincount(labels_N, minlength=K)
+    need_K = limit // K + (np.arange(K) < limit % K)
+    if (need_K > have_K).any():
+        k = int(np.argmax(need_K > have_K))
+        # label k takes part in the remainder only if limit % K > k, so have * K + k is the last limit it can serve
+        largest = int((have_K * K + np.arange(K)).min())
+        mend = f"set data.limit to at most {largest}" if largest >= 2 else "leave data.limit out"
+        raise BadInput(f"data.limit {limit} needs {need_K[k]} images of {names[k]!r}, which has {have_K[k]}: {mend}")
+    order = _permutation(len(samples), seed, LIMIT_STREAM)
+    rows = np.concatenate([order[labels_N[order] == k][: need_K[k]] for k in range(K)])
+    return samples.take(torch.from_numpy(np.sort(rows)))
+
+
+def _permutation(n: int, seed: int, stream: int) -> NDArray[np.int64]:
+    """A random order of range(n); another `stream` gives an unrelated one for the same seed."""
+    bits = np.random.MT19937(np.random.SeedSequence([seed, stream]))
+    return np.random.RandomState(bits).permutation(n).astype(np.int64)
+
+
+def _digest(names: tuple[str, ...], train: Samples, test: Samples) -> str:
+    sha = hashlib.sha256(json.dumps(names).encode())
+    for split in (train, test):
+        for tensor in (split.images_NCHW, split.ids_N, split.labels_N, split.clean_N):
+            # the shape goes in as well, else bytes could move from one field to the next unseen
+            sha.update(b"None" if tensor is None else f"{tuple(tensor.shape)}".encode())
+            if tensor is not None:
+                sha.update(tensor.numpy().data)
+    return sha.hexdigest()[:16]
+
+
+def reason(error: BaseException) -> str:
+    """Put an exception into a few words, for a sentence in brackets."""
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
