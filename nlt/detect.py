@@ -23,7 +23,7 @@ def smallest(scores_N: Tensor, forget_rate: float) -> Tensor:
         keep_N, bool.
     """
     N = len(scores_N)
-    removed = math.floor(forget_rate * N + 1e-9)  # 0.29 * 100 is 28.999999999999996
+    removed = min(math.floor(forget_rate * N + 1e-9), N - 1)  # 1e-9: 0.29 * 100 is 28.999999999999996
     keep_N = torch.zeros(N, dtype=torch.bool, device=scores_N.device)
     keep_N[scores_N.argsort(stable=True)[: N - removed]] = True
     return keep_N

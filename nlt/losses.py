@@ -95,7 +95,7 @@ class GCE(Settings):
     """0.7 in the paper's experiments (section 4)."""
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        return (1 - (self.q * _of(_log_p(logits_BK), labels_B)).exp()) / self.q
+        return -(self.q * _of(_log_p(logits_BK), labels_B)).expm1() / self.q  # expm1: 1 - exp cancels at small q
 
     def __str__(self) -> str:
         return "GCE"
@@ -124,7 +124,7 @@ class Focal(Settings):
     """Focal loss, -(1 - p_y)^gamma log p_y (Lin et al. 2017, eq. 4). Active."""
 
     name: Literal["focal"] = "focal"
-    gamma: float = Field(2.0, ge=0)
+    gamma: float = Field(2.0, ge=0, le=100)
     """2 in the focal-loss paper (section 5.1); the APL code takes 0.5."""
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class NFL(Settings):
     Active, robust."""
 
     name: Literal["nfl"] = "nfl"
-    gamma: float = Field(0.5, ge=0)
+    gamma: float = Field(0.5, ge=0, le=100)
     """0.5 in the APL paper's experiments (section 4)."""
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class NGCE(Settings):
     """0.7 as in GCE."""
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-        gce_BK = 1 - (self.q * _log_p(logits_BK)).exp()
+        gce_BK = -(self.q * _log_p(logits_BK)).expm1()
         return _of(gce_BK, labels_B) / gce_BK.sum(1)
 
     def __str__(self) -> str:

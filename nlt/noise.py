@@ -120,7 +120,7 @@ class Matrix(Settings):
         for i, total in enumerate(T_KK.sum(1).tolist()):
             if abs(total - 1) > 1e-6:
                 raise BadInput(f"noise.rows: row {i} sums to {total:.6g}: each row must sum to 1.")
-        return T_KK
+        return T_KK / T_KK.sum(1, keepdim=True)  # else the last class would get what rounding left over
 
 
 Noise = Annotated[NoNoise | Symmetric | PairFlip | Asymmetric | Matrix, Field(discriminator="name")]

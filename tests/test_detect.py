@@ -59,7 +59,6 @@ def test_number_removed_by_hand(forget_rate: float, N: int, removed: int) -> Non
     assert int((~smallest(torch.arange(N).float(), forget_rate)).sum()) == removed
 
 
-@pytest.mark.xfail(strict=True, reason="10 * (1 - 1e-11) + 1e-9 is over 10, so all samples are removed")
 def test_smallest_keeps_one_however_near_1_the_rate() -> None:
     assert int(smallest(torch.arange(10.0), 1 - 1e-11).sum()) == 1
 

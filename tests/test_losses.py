@@ -204,7 +204,6 @@ def test_gce_approaches_ce(q: float) -> None:
     assert (missing_B / (q * ce_B**2 / 2)).tolist() == pytest.approx([1, 1, 1], abs=0.1)
 
 
-@pytest.mark.xfail(strict=True, reason="1 - exp(q log p) cancels in float32 where q is small; expm1 would not")
 @pytest.mark.parametrize(
     ("loss", "by_hand"),
     [

@@ -236,3 +236,9 @@ def test_empirical_matrix_by_hand() -> None:
     matrix_KK = empirical_matrix(clean_N, given_N, 3)
     assert matrix_KK.dtype == torch.float64
     assert matrix_KK.tolist() == [[0.5, 0.25, 0.25], [1, 0, 0], [0, 0, 0]]
+
+
+def test_a_row_that_rounds_to_less_than_1_gives_nothing_to_a_class_it_rules_out() -> None:
+    T_KK = Matrix(rows=((0.4999995, 0.5, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))).matrix(("a", "b", "c"))
+    assert T_KK[0].sum().item() == 1
+    assert T_KK.cumsum(1)[0, 1].item() == 1  # the edge before the last class
