@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}")
         T_KK = torch.eye(4, dtype=torch.float64)
-        tracker = Tracker(store, spec, Facts(0, device, precision, dataset, train, T_KK, T_KK))
+        tracker = Tracker(store, spec, Facts(0, device, precision, dataset, train, T_KK, T_KK), "bench")
         epoch_seconds(), tracker.log_epoch(Epoch(1, 99, "training", 1, metrics, losses_N, None, None))  # warm up
         training, logging = [], []
         for step in range(2, 7):  # interleaved, so that a noisy neighbour meets both

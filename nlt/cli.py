@@ -92,11 +92,12 @@ def launch(
     from nlt.spec import load
 
     experiments = [load(path, overrides) for path in specs]  # all files are checked before the first run starts
-    from nlt.launcher import RunFailed
+    from nlt.launcher import RunFailed, new_sweep
     from nlt.launcher import launch as run_one
     from nlt.tracking import open_store
 
     open_store(tracking_uri)
+    sweep = new_sweep()
     results: list[Result] = []
     try:
         for spec in experiments:
@@ -110,6 +111,7 @@ def launch(
                         data_root=data_root,
                         tracking_uri=tracking_uri,
                         log_model=log_model,
+                        sweep=sweep,
                         on_start=progress.start,
                         on_epoch=progress.epoch,
                     )

@@ -1,7 +1,9 @@
 """From a spec to a tracked run. Everything that can be wrong with the input is found before the run is created."""
 
+import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +57,7 @@ def launch(
     data_root: str | Path = "data",
     tracking_uri: str | None = None,
     log_model: bool = False,
+    sweep: str | None = None,
     on_start: Callable[[str, Prepared], None] = lambda run_id, prepared: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Result:
@@ -67,6 +70,7 @@ def launch(
         data_root: folder of downloaded data sets and caches.
         tracking_uri: of the MLflow store; by default MLFLOW_TRACKING_URI, else SQLite under `mlruns/`.
         log_model: log an MLflow model with signature besides the weights.
+        sweep: what runs that belong together share as their tag `nlt.sweep`; by default one from `new_sweep`.
         on_start: called with the run's id and what it is about to train on.
         on_epoch: called after each epoch.
 
@@ -75,7 +79,12 @@ def launch(
         RunFailed: a loss was not finite or the memory did not suffice; the run is marked FAILED.
     """
     prepared = prepare(spec, seed, device, data_root)
-    return _track(spec, prepared, open_store(tracking_uri), log_model, on_start, on_epoch)
+    return _track(spec, prepared, open_store(tracking_uri), log_model, sweep or new_sweep(), on_start, on_epoch)
+
+
+def new_sweep() -> str:
+    """Return a name for runs that are launched together: the time, and four digits against coincidence."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {secrets.token_hex(2)}"
 
 
 def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> Prepared:
@@ -119,12 +128,13 @@ def _track(
     prepared: Prepared,
     store: Store,
     log_model: bool,
+    sweep: str,
     on_start: Callable[[str, Prepared], None],
     on_epoch: Callable[[Epoch], None],
 ) -> Result:
     facts = prepared.facts
     with _terminate_as_interrupt():
-        tracker = Tracker(store, spec, facts)
+        tracker = Tracker(store, spec, facts, sweep)
         try:
             on_start(tracker.run_id, prepared)
 

@@ -172,8 +172,12 @@ def _sentence(error: ValidationError, data: Any) -> str:
     place = _place(first["loc"], data, ends_with_key=first["type"] in ("extra_forbidden", "missing"))
     match first["type"]:
         case "extra_forbidden":
-            close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), 1)
-            what = f"unknown key; did you mean {close[0]!r}?" if close else "unknown key; remove it"
+            key = str(first["loc"][-1])
+            close = difflib.get_close_matches(key, _known_keys() - {key}, 1)
+            if key in _known_keys():  # as when --set model.name=resnet18 leaves cnn9's width behind
+                what = "this kind has no such key; remove it"
+            else:
+                what = f"unknown key; did you mean {close[0]!r}?" if close else "unknown key; remove it"
         case "missing":
             what = "this key is missing; add it"
         case "union_tag_not_found":

@@ -204,7 +204,7 @@ def params(spec: Experiment, facts: Facts) -> dict[str, str]:
 class Tracker:
     """One MLflow run, from its start to its end."""
 
-    def __init__(self, store: Store, spec: Experiment, facts: Facts):
+    def __init__(self, store: Store, spec: Experiment, facts: Facts, sweep: str):
         self._store, self._client, self._spec, self._facts = store, store.client, spec, facts
         clean_N = facts.train.clean_N
         self._wrong_N = None if clean_N is None else clean_N != facts.train.labels_N
@@ -220,6 +220,7 @@ class Tracker:
             "nlt.dataset": spec.data.name,
             "nlt.noise": spec.noise.name if rate is None else f"{spec.noise.name} {rate:g}",
             "nlt.seed": str(facts.seed),
+            "nlt.sweep": sweep,
             "nlt.profile": spec.profile,
             "nlt.spec_sha256": spec.sha256(),
             "nlt.git_commit": _git_commit(),

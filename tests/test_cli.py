@@ -80,6 +80,7 @@ def test_launch_prints_ids_progress_and_table_then_compare_prints_the_comparison
     store = open_store(store_uri)
     runs = store.client.search_runs([store.client.get_experiment_by_name("digits").experiment_id])
     assert sorted(r.data.params["seed"] for r in runs) == ["0", "1"]
+    assert len({r.data.tags["nlt.sweep"] for r in runs}) == 1
     for run in runs:
         assert result.output.count(run.info.run_id) == 2  # where it starts and in the table
     lines = [line for line in result.output.splitlines() if "loss" in line]

@@ -64,7 +64,9 @@ def test_run_params_and_tags(finished):
         "lr": "0.01/0.007/0.01", "weight_decay": "0.0001", "forget_rate": "0.4", "seed": "3", "precision": "fp32",
     }  # fmt: skip
     tags = {
-        k: v for k, v in run.data.tags.items() if k.startswith("nlt.") and k not in ("nlt.git_commit", "nlt.version")
+        k: v
+        for k, v in run.data.tags.items()
+        if k.startswith("nlt.") and k not in ("nlt.git_commit", "nlt.version", "nlt.sweep")
     }
     assert tags == {
         "nlt.method": "o2u", "nlt.dataset": "digits", "nlt.noise": "symmetric 0.4", "nlt.seed": "3",
@@ -72,6 +74,7 @@ def test_run_params_and_tags(finished):
         "nlt.spec_sha256": spec_of(data={"name": "digits", "limit": 125, "val_fraction": 0.2}).sha256(),
     }  # fmt: skip
     assert len(run.data.tags["nlt.git_commit"]) >= 7
+    assert run.data.tags["nlt.sweep"]
     assert "mlflow.parentRunId" not in run.data.tags  # nested runs leave the UI's charts empty
 
 

@@ -156,7 +156,7 @@ WRONG = [
     ),
     (
         {"method": {"name": "standard", "training": {"loss": {"name": "apl", "active": {"name": "nce", "q": 1}}}}},
-        "x.json: method.training.loss.active.q: unknown key",
+        "x.json: method.training.loss.active.q: this kind has no such key; remove it.",
     ),
     (
         {"method": {"name": "standard", "training": {"schedule": {"name": "step", "lrs": [0.1, 0.2]}}}},

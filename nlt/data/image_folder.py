@@ -126,7 +126,8 @@ def _decoded(folder: Path, files: list[_File], image_size: int | None, root: Pat
 def _read_cache(cache: Path, N: int) -> NDArray[np.uint8] | None:
     """(N, 3, H, W), or None if the cache is not there or damaged."""
     try:
-        with np.load(cache, allow_pickle=False) as archive:
+        # opened here, since np.load leaves a damaged file open
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             images_NCHW: NDArray[np.uint8] = archive["images_NCHW"]
             fits = images_NCHW.dtype == np.uint8 and images_NCHW.ndim == 4 and images_NCHW.shape[:2] == (N, 3)
             return images_NCHW if fits else None
