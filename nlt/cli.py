@@ -143,16 +143,24 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
     from nlt.launcher import resume as run_one
     from nlt.launcher import unfinished_runs
     from nlt.tracking import folder_of, kill_orphans, open_store
+    from nlt.tracking import sync as deliver_all
 
     store = open_store(tracking_uri)
     for run_id in run_ids:
         folder_of(store.runs, run_id)
+    # A run that was killed when all was done needs delivery only.
+    delivered, complaints = deliver_all(store)
+    if delivered:
+        click.echo(f"delivered what {delivered} runs had left")
+    for sentence in complaints:
+        _warn(sentence)
     found = {run.run_id: run for run in unfinished_runs(store, _warn)}
-    if missing := [run_id for run_id in run_ids if run_id not in found]:
+    wanted = [run_id for run_id in run_ids if (store.runs / run_id).exists()] if run_ids else list(found)
+    if missing := [run_id for run_id in wanted if run_id not in found]:
         raise BadInput(f"run {missing[0]} cannot go on: it is in progress, over, or of another store.")
     for run_id in kill_orphans(store):
         _warn(f"run {run_id} was killed before anything was computed and is marked KILLED; launch it again.")
-    if not found:
+    if not wanted:
         click.echo("nothing to resume")
         return
 
@@ -168,7 +176,7 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
             on_epoch=progress.epoch,
         )
 
-    _run_all([partial(start, run_id) for run_id in run_ids or found])
+    _run_all([partial(start, run_id) for run_id in wanted])
 
 
 @main.command()
