@@ -30,6 +30,9 @@ from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, folders, git_co
 from nlt.train import Diverged, find_device, find_precision
 
 
+FULL_DISK_PATIENCE_S = 3.0
+
+
 @dataclass(frozen=True)
 class Result:
     """A finished run."""
@@ -282,7 +285,6 @@ def _track(
     facts = prepared.facts
     with _stop_signals() as stop, _determinism(spec.deterministic):
         tracker = Tracker(store, folder, facts)
-        undelivered = ""
 
         def tell(epoch: Epoch) -> None:
             if tracker.log_epoch(epoch):
@@ -327,7 +329,8 @@ def _track(
                     raise RunFailed(f"run {folder.run_id} ({spec.name}, seed {facts.seed}) failed: {why}") from error
                 raise
         except BaseException as error:
-            undelivered = tracker.close()
+            full = isinstance(error.__cause__, OSError)  # of the disk that MLflow's database is on, perhaps
+            undelivered = tracker.close(FULL_DISK_PATIENCE_S) if full else tracker.close()
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(folder.run_id, len(tracker.epochs), prepared.steps, undelivered) from None
             raise

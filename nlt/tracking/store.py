@@ -30,6 +30,8 @@ HTTP_PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself on
 SQLITE_BUSY_SECONDS = 60.0  # how long to wait while other runs write
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+# It prints a traceback of each database error that it also raises.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
