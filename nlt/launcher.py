@@ -29,7 +29,6 @@ from nlt.spec import Experiment, check
 from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, folders, git_commit, open_store, start_run
 from nlt.train import Diverged, find_device, find_precision
 
-
 FULL_DISK_PATIENCE_S = 3.0
 
 
