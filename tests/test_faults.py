@@ -1,0 +1,377 @@
+"""Runs against real MLflow servers that fail: everything reaches MLflow, each thing once, and training goes on.
+
+What MLflow holds is compared with what an undisturbed run of the same spec and seed left in the embedded store.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import tiny
+from mlflow import MlflowClient
+from servers import FAULTS, POSTGRES, MlflowServer, Postgres, Proxy, weather
+
+import nlt
+from nlt.cli import main
+from nlt.spec import check
+from nlt.tracking import Store, open_store
+
+EPOCHS = {"pretraining": 10, "cyclical": 20, "training": 10}
+SEED = 3
+# What differs between any two runs: when and by which commit they were launched, and how long things took.
+LAUNCH_TAGS = {"nlt.sweep", "nlt.git_commit"}
+CLOCKS = re.compile("time/|final/train_seconds")
+
+Held = Counter[tuple[str, ...]]
+"""Every single thing that MLflow holds of a run, as often as it is there."""
+
+
+def experiment(images: int = 100) -> dict[str, object]:
+    data = tiny(data={"name": "digits", "limit": images})
+    for stage, epochs in EPOCHS.items():
+        data["method"][stage]["epochs"] = epochs  # type: ignore[index]
+    return data
+
+
+def held(client: MlflowClient, run_id: str) -> Held:
+    run = client.get_run(run_id)
+    things: list[tuple[str, ...]] = [("status", run.info.status)]
+    things += [("param", key, value) for key, value in run.data.params.items()]
+    things += [("tag", key, value) for key, value in run.data.tags.items() if key not in LAUNCH_TAGS]
+    for key in run.data.metrics:
+        for point in client.get_metric_history(run_id, key):
+            things.append(("metric", key, str(point.step), "" if CLOCKS.match(key) else repr(point.value)))
+    for made in run.inputs.dataset_inputs:
+        tags = str([(tag.key, tag.value) for tag in made.tags])
+        things.append(
+            ("input", made.dataset.name, made.dataset.digest, made.dataset.source, made.dataset.profile, tags)
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(client.download_artifacts(run_id, "", name))
+        for path in folder.rglob("*"):
+            if path.is_file():
+                # The name of a stepped image ends in an identifier that follows from the run's.
+                shown = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", str(path.relative_to(folder)))
+                things.append(("artifact", shown, digest(path)))
+    return Counter(things)
+
+
+def digest(path: Path) -> str:
+    content = path.read_bytes()
+    if path.suffix == ".npz":  # a zip archive holds the time it was written at
+        with np.load(path) as arrays:
+            content = repr([(k, a.dtype, a.shape, a.tobytes()) for k, a in sorted(arrays.items())]).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, template_store: Path) -> Callable[[dict], Held]:
+    """What a run of a spec leaves in the embedded store."""
+    known: dict[str, Held] = {}
+
+    def launch(spec: dict) -> Held:
+        key = json.dumps(spec)
+        if key not in known:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            shutil.copytree(template_store, folder / "store")
+            uri = f"sqlite:///{folder / 'store' / 'mlflow.db'}"
+            result = nlt.launch(check(spec, "undisturbed"), seed=SEED, device="cpu", tracking_uri=uri)
+            known[key] = held(open_store(uri).client, result.run_id)
+        return known[key]
+
+    return launch
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    if not POSTGRES:
+        pytest.skip("needs PostgreSQL: apt-get install postgresql")
+    cluster = Postgres()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.close()
+
+
+class Scene:
+    """A server, the proxy before it, and `nlt` in a folder of its own that knows the proxy only."""
+
+    def __init__(self, folder: Path, backend: str):
+        self.folder = folder / "work"
+        self.folder.mkdir()
+        self.server = MlflowServer(backend, folder / "server")
+        self.proxy = Proxy(self.server.port)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def launch(self, spec: dict, **env: str) -> str:
+        """Start `nlt launch`, wait until its run has begun, and return the run's id."""
+        (self.folder / "spec.json").write_text(json.dumps(spec))
+        command = [sys.executable, "-c", "from nlt.cli import main; main(prog_name='nlt')", "launch", "spec.json"]
+        command += ["--seed", str(SEED), "--device", "cpu", "--tracking-uri", self.proxy.uri]
+        with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
+            self._process = subprocess.Popen(command, cwd=self.folder, env=os.environ | env, stdout=out, stderr=err)
+        return self.wait_for(r"run ([0-9a-f]{32})\n")
+
+    def wait_for(self, pattern: str) -> str:
+        """Wait until the run has printed it, and return what its group matched."""
+        while not (found := re.search(pattern, (self.folder / "out").read_text())):
+            assert self._process.poll() is None, (self.folder / "err").read_text()
+            time.sleep(0.02)
+        return found[1]
+
+    def wait_for_epoch(self, epoch: int) -> None:
+        self.wait_for(rf"\n +({epoch})/")
+
+    def finish(self) -> str:
+        """Wait for the end of a launch that must succeed, and return what it said on stderr."""
+        code = self._process.wait(timeout=300)
+        said = (self.folder / "err").read_text()
+        assert code == 0, said
+        return said
+
+    def sync(self) -> str:
+        """Run `nlt sync`, which must succeed, in this process: a subprocess would take seconds to import torch."""
+        with contextlib.chdir(self.folder):
+            done = CliRunner().invoke(main, ["sync", "--tracking-uri", self.proxy.uri])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    def held(self, run_id: str) -> Held:
+        return held(MlflowClient(tracking_uri=self.server.uri), run_id)
+
+    def journals(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "mlruns" / "runs").iterdir())
+
+    def close(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self.proxy.close()
+        self.server.kill()
+
+
+@pytest.fixture
+def scene(request: pytest.FixtureRequest, tmp_path: Path, template_store: Path) -> Iterator[Scene]:
+    """By default on SQLite; a test asks for PostgreSQL as an indirect parameter."""
+    if getattr(request, "param", "sqlite") == "postgresql":
+        cluster: Postgres = request.getfixturevalue("postgres")
+        cluster.empty()
+        backend = cluster.uri
+    else:
+        shutil.copytree(template_store, tmp_path / "database")
+        backend = f"sqlite:///{tmp_path / 'database' / 'mlflow.db'}"
+    scene = Scene(tmp_path, backend)
+    try:
+        scene.server.start()
+        yield scene
+    finally:
+        scene.close()
+
+
+def report(**figures: object) -> None:
+    """Append a line to the file of reliability figures, where one is asked for."""
+    if path := os.environ.get("NLT_RELIABILITY"):
+        with Path(path).open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+
+
+def assert_whole_and_once(expected: Held, got: Held, what: str, backend: str, kinds: Counter[str]) -> None:
+    lost, doubled = expected - got, got - expected
+    points = sum(count for thing, count in got.items() if thing[0] == "metric")
+    files = sum(count for thing, count in got.items() if thing[0] == "artifact")
+    report(
+        what=what, backend=backend, kinds=dict(kinds), runs=1, metric_points=points, artifacts=files,
+        lost=lost.total(), duplicated=doubled.total(),
+    )  # fmt: skip
+    assert (sorted(lost.elements()), sorted(doubled.elements())) == ([], [])
+
+
+slow = pytest.mark.slow
+
+
+# ---- the comparison itself ----
+
+
+def test_the_comparison_sees_a_point_logged_twice_and_a_file_that_is_missing_or_changed(store: Store):
+    spec = tiny(method={"name": "standard", "training": {"epochs": 2, "batch_size": 32}})
+    result = nlt.launch(check(spec, "x"), device="cpu", tracking_uri=store.uri)
+    whole = held(store.client, result.run_id)
+    point = store.client.get_metric_history(result.run_id, "train/loss")[1]
+    store.client.log_metric(result.run_id, point.key, point.value, timestamp=point.timestamp + 1, step=point.step)
+    (losses,) = store.artifacts.rglob("losses.npz")
+    losses.unlink()
+    (text,) = store.artifacts.rglob("spec.json")
+    text.write_text("{}")
+    now = held(store.client, result.run_id)
+    assert list((now - whole).elements()) == [
+        ("metric", "train/loss", "2", repr(point.value)), ("artifact", "spec.json", digest(text)),
+    ]  # fmt: skip
+    assert sorted(thing[:2] for thing in (whole - now).elements()) == [
+        ("artifact", "losses.npz"),
+        ("artifact", "spec.json"),
+    ]
+
+
+# ---- servers that fail for moments ----
+
+
+@pytest.mark.parametrize(
+    ("scene", "schedule", "images"),
+    [
+        ("sqlite", 0, 100),
+        pytest.param("sqlite", 1, 400, marks=slow),
+        pytest.param("sqlite", 2, 400, marks=slow),
+        pytest.param("postgresql", 0, 100, marks=slow),
+        pytest.param("postgresql", 1, 400, marks=slow),
+        pytest.param("postgresql", 2, 400, marks=slow),
+    ],
+    indirect=["scene"],
+)
+def test_a_run_through_faults_of_every_kind_ends_well_and_is_in_mlflow_whole_and_once(scene, schedule, images, undisturbed, request):  # fmt: skip
+    spec, backend = experiment(images), request.node.callspec.params["scene"]
+    run_id = scene.launch(spec)
+    with weather(scene.proxy, schedule):
+        scene.finish()
+    assert len(scene.proxy.counts) == len(FAULTS), f"too short to meet every fault: {scene.proxy.counts}"
+    scene.sync()
+    assert_whole_and_once(undisturbed(spec), scene.held(run_id), "faults", backend, scene.proxy.counts)
+    assert scene.journals() == []
+
+
+@slow
+@pytest.mark.parametrize(("scene", "schedule"), [("sqlite", 3), ("postgresql", 3)], indirect=["scene"])
+def test_a_run_during_which_server_and_database_restart_is_in_mlflow_whole_and_once(scene, schedule, undisturbed, request):  # fmt: skip
+    spec, backend = experiment(1000), request.node.callspec.params["scene"]
+    run_id = scene.launch(spec)
+    blows = [(12.0, scene.server.restart)]
+    if backend == "postgresql":
+        database = request.getfixturevalue("postgres")
+        blows += [(after, lambda: database.restart("immediate")) for after in (1.0, 4.0, 8.0)]
+        blows += [(6.0, lambda: database.restart("fast"))]
+    with weather(scene.proxy, schedule, ("lost_response", "cut_response"), tuple(blows)):
+        scene.finish()
+    scene.sync()
+    kinds = scene.proxy.counts | Counter(server_restart=1, database_restart=len(blows) - 1)
+    assert_whole_and_once(undisturbed(spec), scene.held(run_id), "restarts", backend, kinds)
+
+
+@slow
+def test_a_run_straight_into_postgresql_that_restarts_is_there_whole_and_once(postgres, tmp_path, undisturbed):
+    """Without a server between them; artifacts then lie in the current folder."""
+    postgres.empty()
+    spec = experiment(1000)
+    scene = Scene(tmp_path, postgres.uri)
+    scene.proxy.uri = postgres.uri  # nlt is told the database's address
+    open_store(postgres.uri)  # the migrations
+    try:
+        run_id = scene.launch(spec)
+        for epoch, mode in ((5, "immediate"), (15, "fast"), (25, "immediate")):
+            scene.wait_for_epoch(epoch)
+            postgres.restart(mode)
+        said = scene.finish()
+        with contextlib.chdir(scene.folder):
+            scene.sync()
+            got = held(MlflowClient(tracking_uri=postgres.uri), run_id)
+    finally:
+        scene.close()
+    assert "have not reached MLflow" not in said
+    assert_whole_and_once(undisturbed(spec), got, "restarts, no server", "postgresql", Counter(database_restart=3))
+
+
+# ---- outages ----
+
+
+@slow
+@pytest.mark.parametrize("kind", ["refuse", "black_hole", "error500"])
+def test_an_outage_of_60_seconds_in_the_middle_is_caught_up_with_before_the_run_ends(scene, kind, undisturbed):
+    spec = experiment(1400)
+    run_id = scene.launch(spec)
+    scene.wait_for_epoch(5)
+    scene.proxy.mode = kind
+    time.sleep(60)
+    scene.proxy.mode = "pass"
+    said = scene.finish()
+    assert "have not reached MLflow" not in said, said
+    assert scene.journals() == []
+    assert_whole_and_once(undisturbed(spec), scene.held(run_id), "outage of 60 s", "sqlite", scene.proxy.counts)
+
+
+@slow
+@pytest.mark.parametrize("scene", ["sqlite", "postgresql"], indirect=True)
+def test_a_server_that_goes_for_good_costs_nothing_that_nlt_sync_cannot_deliver_to_its_successor(scene, undisturbed, request):  # fmt: skip
+    spec, backend = experiment(), request.node.callspec.params["scene"]
+    run_id = scene.launch(spec)
+    scene.wait_for_epoch(5)
+    scene.server.kill()
+    said = scene.finish()
+    assert re.search(rf"\d+ records of run {run_id} have not reached MLflow .*`nlt sync` delivers them", said)
+    assert scene.journals() == [run_id]
+    with contextlib.chdir(scene.folder):
+        down = CliRunner().invoke(main, ["sync", "--tracking-uri", scene.proxy.uri])
+    assert down.exit_code == 2
+    assert "does not answer" in down.output
+    assert scene.journals() == [run_id]
+    scene.server.start()
+    assert scene.sync() == "delivered what 1 runs had left\n"
+    got = scene.held(run_id)
+    assert_whole_and_once(undisturbed(spec), got, "server gone", backend, Counter(server_restart=1))
+    assert scene.sync() == "nothing to deliver\n"
+    assert scene.held(run_id) == got
+
+
+@slow
+def test_what_is_delivered_a_second_time_changes_nothing(scene, undisturbed, tmp_path):
+    """The note of what was delivered is lost, as in a crash before it reached the disk."""
+    spec = experiment()
+    run_id = scene.launch(spec)
+    scene.wait_for_epoch(5)
+    scene.proxy.mode = "refuse"
+    scene.finish()
+    kept = tmp_path / "kept"
+    shutil.copytree(scene.folder / "mlruns" / "runs" / run_id, kept)
+    scene.proxy.mode = "pass"
+    scene.sync()
+    once = scene.held(run_id)
+    (kept / "delivered").unlink(missing_ok=True)
+    shutil.copytree(kept, scene.folder / "mlruns" / "runs" / run_id)
+    assert scene.sync() == "delivered what 1 runs had left\n"
+    assert scene.held(run_id) == once
+    assert_whole_and_once(undisturbed(spec), once, "delivered twice", "sqlite", scene.proxy.counts)
+
+
+@slow
+@pytest.mark.parametrize("kind", ["black_hole", "delay"])
+def test_a_server_that_does_not_answer_slows_no_epoch(scene, kind):
+    """The end may wait; the epochs may not."""
+    seconds = {}
+    for mode in ("pass", kind):
+        scene.launch(experiment())
+        scene.proxy.delay, scene.proxy.mode = 5.0, mode
+        began = time.monotonic()
+        scene.wait_for_epoch(sum(EPOCHS.values()))
+        trained = time.monotonic()
+        scene.finish()
+        seconds[mode] = (trained - began, time.monotonic() - trained)
+    report(
+        what="slow server",
+        kind=kind,
+        epochs_s=seconds[kind][0],
+        epochs_clean_s=seconds["pass"][0],
+        end_s=seconds[kind][1],
+    )
+    assert seconds[kind][0] < 1.5 * seconds["pass"][0] + 3  # two busy cores: timings scatter
+    assert seconds[kind][1] < seconds["pass"][1] + 25
