@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ def save(folder: Path, step: int, state: State) -> None:
         old.unlink(missing_ok=True)
 
 
-def latest(folder: Path) -> tuple[int, State] | None:
-    """Return (step, state) of the newest checkpoint that is whole, or None; damaged ones are passed over."""
+def latest(folder: Path, warn: Callable[[str], None] = lambda sentence: None) -> tuple[int, State] | None:
+    """Return (step, state) of the newest checkpoint that is whole, or None; `warn` is told of damaged ones."""
     for step, path in reversed(_found(folder)):
         state = _read(path)
         if state is not None:
             return step, state
+        warn(f"{path} is damaged and passed over.")
     return None
 
 

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. torch and mlflow are imported inside the commands, so `nlt --help` is quick."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -63,6 +64,7 @@ def main() -> None:
     nlt compare                                 the table of what was run
     nlt ui                                      the MLflow UI, opened on the comparison
     """
+    os.umask(os.umask(0) | 0o022)  # what runs leave is nobody else's to change
 
 
 @main.command()
@@ -367,7 +369,6 @@ def ui(port: int, tracking_uri: str | None) -> None:
     nlt ui
     nlt ui --port 5001
     """
-    import os
     import socket
     import subprocess
 

@@ -178,7 +178,8 @@ def resume(
     except BaseException:
         folder.close()
         raise
-    return _track(unfinished.spec, prepared, store, folder, checkpoint.latest(folder.path), on_start, on_epoch)
+    saved = checkpoint.latest(folder.path, warn)
+    return _track(unfinished.spec, prepared, store, folder, saved, on_start, on_epoch)
 
 
 def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence: None) -> list[Unfinished]:

@@ -34,14 +34,14 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def cut(owner: Any, name: str, n: int, half: Any) -> None:
-    """Let the n-th call of owner.name do `half` of its work, then die."""
+def cut(owner: Any, name: str, n: int, half: Any, of: str = "") -> None:
+    """Let the n-th call of owner.name that concerns `of` do `half` of its work, then die."""
     real, calls = getattr(owner, name), 0
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
-        calls += 1
-        if calls == n:
+        calls += of in str(args)
+        if of in str(args) and calls == n:
             half(real, *args, **kwargs)
             die()
         return real(*args, **kwargs)
@@ -67,13 +67,13 @@ def torn_checkpoint(real: Any, part: Any, path: Any) -> None:
     real(part, path)
 
 
-MOMENTS = {
+MOMENTS: dict[str, tuple[Any, ...]] = {
     "mid-epoch": (torch.optim.SGD, "step", whole),
     "mid-journal-line": (nlt.tracking.journal.os, "write", half_line),
     "before-checkpoint": (nlt.checkpoint, "save", nothing),
     "after-checkpoint": (nlt.checkpoint, "save", whole),
     "mid-checkpoint": (nlt.checkpoint.os, "replace", nothing),
-    "torn-checkpoint": (nlt.checkpoint.os, "replace", torn_checkpoint),
+    "torn-checkpoint": (nlt.checkpoint.os, "replace", torn_checkpoint, "/checkpoint-"),
     "before-metrics": (MlflowClient, "log_batch", nothing),
     "after-metrics": (MlflowClient, "log_batch", whole),
     "before-artifacts": (MlflowClient, "log_artifacts", nothing),
@@ -92,8 +92,8 @@ def child(request: dict[str, Any]) -> None:
     os.environ.update(request.get("env", {}))
     match request.get("die"):
         case {"at": moment, "n": n}:
-            owner, name, half = MOMENTS[moment]
-            cut(owner, name, n, half)
+            owner, name, half, *of = MOMENTS[moment]
+            cut(owner, name, n, half, *of)
         case {"after": seconds}:
 
             def later() -> None:

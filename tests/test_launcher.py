@@ -66,7 +66,7 @@ def test_run_params_and_tags(finished):
     tags = {
         k: v
         for k, v in run.data.tags.items()
-        if k.startswith("nlt.") and k not in ("nlt.git_commit", "nlt.version", "nlt.sweep")
+        if k.startswith("nlt.") and k not in ("nlt.git_commit", "nlt.version", "nlt.sweep", "nlt.launch_id")
     }
     assert tags == {
         "nlt.method": "o2u", "nlt.dataset": "digits", "nlt.noise": "symmetric 0.4", "nlt.seed": "3",

@@ -9,6 +9,7 @@ import base64
 import tempfile
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from nlt.settings import BadInput
 from nlt.tracking.journal import Busy, Record, RunFolder, folders
 from nlt.tracking.store import Store, without_credentials
 
-SLICE = 50  # records sent before the place is noted
+SLICE = 50  # records whose metrics go into one call
 METRICS_A_CALL = 1000  # MLflow's limit
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between tries; doubled each time
 PATIENCE_S = 20.0  # how long the end of a run waits while nothing gets through
@@ -33,42 +34,38 @@ def deliver(client: MlflowClient, folder: RunFolder) -> None:
         Exception: whatever MLflow raises; what was sent until then is noted, and the next call goes on there.
     """
     while folder.delivered < folder.journal.end:
-        records: list[Record] = []
-        offset = folder.delivered
-        for record, offset in folder.journal.read(folder.delivered):  # noqa: B007
-            records.append(record)
-            if len(records) == SLICE:
-                break
-        _send(client, folder, records)
-        folder.set_delivered(offset)
+        waiting = list(islice(folder.journal.read(folder.delivered), SLICE))
+        metrics = [
+            Metric(key, value, record["time"], record.get("step", 0))
+            for record, _ in waiting
+            for key, value in record.get("metrics", {}).items()
+        ]
+        for first in range(0, len(metrics), METRICS_A_CALL):
+            client.log_batch(folder.run_id, metrics=metrics[first : first + METRICS_A_CALL])
+        for record, offset in waiting:
+            _send(client, folder, record)
+            folder.set_delivered(offset)  # after each, so that a slow server still sees the end of it
 
 
-def _send(client: MlflowClient, folder: RunFolder, records: list[Record]) -> None:
+def _send(client: MlflowClient, folder: RunFolder, record: Record) -> None:
+    """Send what a record holds besides metrics."""
     run_id = folder.run_id
-    metrics = [
-        Metric(key, value, record["time"], record.get("step", 0))
-        for record in records
-        for key, value in record.get("metrics", {}).items()
-    ]
-    for first in range(0, len(metrics), METRICS_A_CALL):
-        client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_CALL])
-    for record in records:
-        named = [Param(key, value) for key, value in record.get("params", {}).items()]
-        tags = [RunTag(key, value) for key, value in record.get("tags", {}).items()]
-        if named or tags:
-            client.log_batch(run_id, params=named, tags=tags)
-        if "input" in record:
-            client.log_inputs(run_id, datasets=[_dataset_input(record["input"])])
-        if "files" in record:
-            _send_files(client, run_id, record["files"])
-        if record["kind"] == "resume":
-            if "nlt.stopped" in client.get_run(run_id).data.tags:
-                client.delete_tag(run_id, "nlt.stopped")
-            client.update_run(run_id, "RUNNING")
-        elif record["kind"] == "end":
-            if any((folder.path / "artifacts").iterdir()):
-                client.log_artifacts(run_id, str(folder.path / "artifacts"))
-            client.set_terminated(run_id, record["status"], record["time"])  # last: FINISHED means all is there
+    named = [Param(key, value) for key, value in record.get("params", {}).items()]
+    tags = [RunTag(key, value) for key, value in record.get("tags", {}).items()]
+    if named or tags:
+        client.log_batch(run_id, params=named, tags=tags)
+    if "input" in record:
+        client.log_inputs(run_id, datasets=[_dataset_input(record["input"])])
+    if "files" in record:
+        _send_files(client, run_id, record["files"])
+    if record["kind"] == "resume":
+        if "nlt.stopped" in client.get_run(run_id).data.tags:
+            client.delete_tag(run_id, "nlt.stopped")
+        client.update_run(run_id, "RUNNING")
+    elif record["kind"] == "end":
+        if any((folder.path / "artifacts").iterdir()):
+            client.log_artifacts(run_id, str(folder.path / "artifacts"))
+        client.set_terminated(run_id, record["status"], record["time"])  # last: FINISHED means all is there
 
 
 def _send_files(client: MlflowClient, run_id: str, files: dict[str, str]) -> None:

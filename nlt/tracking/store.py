@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-# Read at every call. MLflow's own 7 retries with pauses, 247 s, would hold up what delivery.py tries again anyway.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# Read at every call. MLflow's own 7 retries with pauses, 247 s, would hold up what delivery.py tries again anyway, and
+# a create_run tried again after its answer was lost makes two runs.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import mlflow

@@ -39,6 +39,19 @@ GRID_IMAGES = 60  # most suspicious samples shown in detections.png
 THUMBNAIL = 256  # pixels; what MLflow's own log_image makes
 
 
+def _create_run(store: Store, experiment: str, name: str, tags: dict[str, str]) -> str:
+    launch_id = uuid.uuid4().hex
+    try:
+        run = store.client.create_run(experiment, run_name=name, tags=tags | {"nlt.launch_id": launch_id})
+    except MlflowException:
+        # The run may have been made and the answer lost on its way.
+        found = store.client.search_runs([experiment], f"tags.`nlt.launch_id` = '{launch_id}'")
+        if not found:
+            raise
+        run = found[0]
+    return str(run.info.run_id)
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a run is known by besides its spec."""
@@ -137,7 +150,7 @@ def start_run(store: Store, spec: Experiment, facts: Facts, sweep: str, launched
     with store.starting():
         try:
             experiment = experiment_id(store, spec.experiment or spec.data.name)
-            run_id = store.client.create_run(experiment, run_name=spec.name, tags=tags).info.run_id
+            run_id = _create_run(store, experiment, spec.name, tags)
         except MlflowException as error:
             raise BadInput(
                 f"the MLflow store {shown(store.uri)} does not take a new run ({type(error).__name__})."
@@ -160,6 +173,7 @@ class Tracker:
         clean_N = facts.train.clean_N
         self._wrong_N = None if clean_N is None else clean_N != facts.train.labels_N
         self._tops: dict[str, float] = {}
+        self._complaint = ""
         self.epochs = folder.epochs()
         """All epochs so far, those before a resumption too."""
         for epoch in self.epochs:
@@ -201,7 +215,7 @@ class Tracker:
         for file in folder.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
-        if log_model and self._courier.drain():
+        if log_model:
             self._log_model(run.net)
         final = final_metrics(self.epochs)
         end = {"kind": "end", "time": now(), "status": "FINISHED", "over": True}
@@ -217,9 +231,9 @@ class Tracker:
 
     def close(self) -> str:
         """Wait for what is under way to MLflow and let go of the run; return what to tell the user, or ""."""
-        complaint = ""
+        complaint = self._complaint
         if not self._courier.drain():
-            complaint = (
+            complaint += (
                 f"{self._folder.waiting()} records of run {self._folder.run_id} have not reached MLflow "
                 f"({self._courier.complaint()}): they are safe in {self._folder.path}, and `nlt sync` delivers them."
             )
@@ -271,6 +285,7 @@ class Tracker:
         Image.fromarray(image_grid(images_NHWC, captions)).save(folder / "detections.png")
 
     def _log_model(self, net: Learner) -> None:
+        """Log an MLflow model; where the server is away there is none, which `close` says."""
         from mlflow.models import infer_signature
 
         images_BCHW = self._facts.train.images_NCHW[:2].float().div(255)
@@ -279,13 +294,19 @@ class Tracker:
         with torch.no_grad():
             signature = infer_signature(images_BCHW.numpy(), network(images_BCHW).numpy())
         mlflow.set_tracking_uri(self._store.uri)
-        with mlflow.start_run(run_id=self._folder.run_id):
-            mlflow.pytorch.log_model(
-                network,
-                name="model",
-                signature=signature,
-                input_example=images_BCHW.numpy(),
-                pip_requirements=[f"torch=={version('torch')}"],  # inferring them would take 6 seconds
+        try:
+            with mlflow.start_run(run_id=self._folder.run_id):
+                mlflow.pytorch.log_model(
+                    network,
+                    name="model",
+                    signature=signature,
+                    input_example=images_BCHW.numpy(),
+                    pip_requirements=[f"torch=={version('torch')}"],  # inferring them would take 6 seconds
+                )
+        except (MlflowException, OSError) as error:
+            self._complaint = (
+                f"run {self._folder.run_id} has no MLflow model, as the server was away ({type(error).__name__}); its "
+                "weights are in weights.safetensors. "
             )
 
 

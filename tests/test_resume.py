@@ -1,0 +1,293 @@
+"""Stopping, going on, and what is said when that cannot be done. `test_crash.py` compares the numbers."""
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPO, tiny
+from recorded import differences, recorded
+from test_crash import DATA, METHODS, contents, killer, peaceful, place, spec_file  # noqa: F401  (fixtures)
+
+import nlt
+from nlt.launcher import _hint, resume, unfinished_runs
+from nlt.settings import BadInput
+from nlt.spec import check
+from nlt.tracking import open_store
+
+
+def uri_of(place: Path) -> str:  # noqa: F811
+    return f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
+
+
+@pytest.fixture
+def killed(killer, place):  # noqa: F811
+    """A place with one O2U run that was killed after its fourth epoch."""
+    code, text = killer("launch", spec_file(place, "o2u"), "--device", "cpu", cwd=place, die={"at": "after-checkpoint", "n": 4})  # fmt: skip
+    assert code == -9, text
+    return place
+
+
+def run_json(place: Path) -> Path:  # noqa: F811
+    (path,) = (place / "mlruns" / "runs").glob("*/run.json")
+    return path
+
+
+def test_resume_without_ids_says_what_it_goes_on_with(killer, killed, peaceful):  # noqa: F811
+    run_id = run_json(killed).parent.name
+    code, text = killer("resume", cwd=killed)
+    assert code == 0
+    assert f"tiny · seed 0 · run {run_id}" in text
+    assert "goes on after 4 of 10 epochs" in text
+    assert " 5/10 cyclical      2 " in text
+    assert differences(peaceful("o2u"), contents(killed)) == []
+    assert killer("resume", cwd=killed) == (0, "nothing to resume\n")
+
+
+def test_resume_by_id(killer, killed):  # noqa: F811
+    run_id = run_json(killed).parent.name
+    code, text = killer("resume", run_id, cwd=killed)
+    assert (code, text.count(run_id)) == (0, 2)
+    code, text = killer("resume", run_id, cwd=killed)
+    assert code == 2
+    assert "it is over and delivered, or it was launched from another folder" in text
+
+
+def test_launch_says_that_an_unfinished_run_of_the_same_spec_and_seed_waits(killer, killed):  # noqa: F811
+    run_id = run_json(killed).parent.name
+    code, text = killer("launch", spec_file(killed, "o2u"), "--device", "cpu", cwd=killed)
+    assert code == 0
+    assert f"has an unfinished run {run_id} (4 of 10 epochs): `nlt resume {run_id}` goes on with it" in " ".join(text.split())  # fmt: skip
+    code, text = killer("launch", spec_file(killed, "o2u"), "--device", "cpu", "--seed", "1", cwd=killed)
+    assert "unfinished" not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda facts: facts["spec"]["noise"].update(rate=0.3), "spec"),
+        (lambda facts: facts["spec"]["noise"].update(seed=5), "spec"),
+        (lambda facts: facts["spec"].update(methd=1), "methd"),
+        (lambda facts: facts["same"].update({"data set": "0" * 16}), "data set"),
+        (lambda facts: facts["same"].update({"set of training labels": "0" * 64}), "set of training labels"),
+    ],
+)
+def test_what_no_longer_fits_is_refused_by_name_and_nothing_is_touched(killer, killed, change, named):  # noqa: F811
+    path = run_json(killed)
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_text(json.dumps(facts))
+    before = sorted((p.name, p.stat().st_size) for p in path.parent.iterdir())
+    code, text = killer("resume", path.parent.name, cwd=killed)
+    assert code == 2, text
+    assert named in text
+    assert "Traceback" not in text
+    assert sorted((p.name, p.stat().st_size) for p in path.parent.iterdir()) == before
+
+
+def test_changed_data_are_refused(killer, place):  # noqa: F811
+    rng = np.random.default_rng(0)
+    arrays = dict(
+        train_images=rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), train_labels=rng.integers(0, 3, 60),
+        test_images=rng.integers(0, 256, (20, 8, 8, 1), dtype=np.uint8), test_labels=rng.integers(0, 3, 20),
+        class_names=np.array(["a", "b", "c"]),
+    )  # fmt: skip
+    np.savez(place / "mine.npz", **arrays)
+    spec = place / "spec.json"
+    data = {"name": "npz", "path": str(place / "mine.npz")}
+    spec.write_text(json.dumps(tiny(method=METHODS["standard"], data=data, noise={"name": "none"})))
+    code, text = killer("launch", str(spec), "--device", "cpu", cwd=place, die={"at": "after-checkpoint", "n": 2})
+    assert code == -9, text
+    arrays["train_images"][0, 0, 0, 0] ^= 1
+    np.savez(place / "mine.npz", **arrays)
+    code, text = killer("resume", cwd=place)
+    assert code == 2
+    assert "its data set is no longer the one it was launched with" in text
+    arrays["train_images"][0, 0, 0, 0] ^= 1
+    np.savez(place / "mine.npz", **arrays)
+    code, text = killer("resume", cwd=place)
+    assert code == 0, text
+
+
+def test_what_may_change_numbers_is_said(killer, killed):  # noqa: F811
+    path = run_json(killed)
+    facts = json.loads(path.read_text())
+    facts["alike"] |= {"torch": "1.0", "git commit": "abc"}
+    path.write_text(json.dumps(facts))
+    code, text = killer("resume", cwd=killed)
+    assert code == 0
+    assert f"torch was 1.0 and is {torch.__version__} now" in text
+    assert "git commit was abc" in text
+
+
+def test_a_run_in_progress_is_left_alone(killed):
+    store = open_store(uri_of(killed))
+    (unfinished,) = unfinished_runs(store)
+    from nlt.tracking import RunFolder
+
+    folder = RunFolder(unfinished.path)  # as the process that trains it does
+    assert unfinished_runs(store) == []
+    with pytest.raises(BadInput, match="in progress in another process"):
+        resume(unfinished, tracking_uri=uri_of(killed))
+    folder.close()
+
+
+def test_a_damaged_newest_checkpoint_costs_one_epoch_and_is_told(killer, killed, peaceful):  # noqa: F811
+    newest = sorted(run_json(killed).parent.glob("checkpoint-*.pt"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    code, text = killer("resume", cwd=killed)
+    assert code == 0
+    assert "is damaged and passed over" in text
+    assert "goes on after 3 of 10 epochs" in text
+    assert differences(peaceful("o2u"), contents(killed)) == []
+
+
+def test_a_launch_that_dies_before_anything_is_computed_is_marked_killed_by_resume(killer, place):  # noqa: F811
+    code, _ = killer("launch", spec_file(place, "o2u"), "--device", "cpu", cwd=place, die={"at": "after-creation", "n": 1})  # fmt: skip
+    assert code == -9
+    code, text = killer("resume", cwd=place)
+    assert code == 0
+    assert "was killed before anything was computed and is marked KILLED" in text
+    client = open_store(uri_of(place)).client
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert [run.info.status for run in runs] == ["KILLED"]
+
+
+# ---- Ctrl-C and SIGTERM ----
+
+
+def launch_in_background(place: Path, **changes: object) -> subprocess.Popen:  # noqa: F811
+    (place / "long.json").write_text(json.dumps(tiny(data=DATA) | changes))
+    command = [sys.executable, "-c", "from nlt.cli import main; main()", "launch", "long.json", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    return subprocess.Popen(
+        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(killer, place, how, tmp_path_factory):  # noqa: F811
+    long = {"name": "standard", "training": {"epochs": 60, "batch_size": 8}}
+    process = launch_in_background(place, method=long)
+    for line in process.stdout:
+        if "3/60" in line:
+            break
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    run_id = run_json(place).parent.name
+    done = int(err.split("interrupted after ")[1].split()[0])
+    assert f"run {run_id} is marked KILLED; nlt resume {run_id} goes on with it." in err
+    assert "stopping after this epoch; Ctrl-C again stops at once" in err
+    assert "Traceback" not in err
+    store = open_store(uri_of(place))
+    assert store.client.get_run(run_id).info.status == "KILLED"
+    assert len(store.client.get_metric_history(run_id, "test/accuracy")) == done
+    assert (run_json(place).parent / f"checkpoint-{done:06}.pt").exists()
+    code, text = killer("resume", run_id, cwd=place)
+    assert code == 0, text
+    run = store.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert "nlt.stopped" not in run.data.tags
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(Path(place / "mlruns"), other / "mlruns")
+    code, text = killer("launch", "long.json", "--device", "cpu", cwd=place)
+    assert code == 0, text
+    experiment = store.client.get_experiment_by_name("digits").experiment_id
+    again = next(r.info.run_id for r in store.client.search_runs([experiment]) if r.info.run_id != run_id)
+    one, two = (recorded(store, r, tmp_path_factory.mktemp("artifacts")) for r in (run_id, again))
+    assert differences(one, two) == []
+
+
+def test_stopped_twice_it_stops_at_once(place):  # noqa: F811
+    slow = {"name": "standard", "training": {"epochs": 2, "batch_size": 1}}  # minutes for an epoch
+    process = launch_in_background(place, method=slow, data={"name": "digits"}, model={"name": "cnn9", "width": 1.0})
+    for line in process.stdout:
+        if "training images" in line:
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert "stopping after this epoch" in process.stderr.readline() + process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted after 0 of 2 epochs" in err
+    assert "Traceback" not in err
+
+
+# ---- one store for many, and who may write ----
+
+
+@pytest.mark.slow
+def test_eight_processes_share_one_sqlite_store_and_nothing_is_lost(tmp_path):
+    processes = []
+    for _ in range(8):
+        processes.append(launch_in_background(tmp_path, method=METHODS["standard"]))
+    for process in processes:
+        out, err = process.communicate(timeout=400)
+        assert process.returncode == 0, err + out
+        assert "locked" not in err
+        assert "note:" not in err
+    store = open_store(uri_of(tmp_path))
+    runs = store.client.search_runs([store.client.get_experiment_by_name("digits").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 8
+    one, *others = (recorded(store, run.info.run_id, tmp_path / run.info.run_id) for run in runs)
+    for other in others:
+        assert differences(one, other) == []
+
+
+def test_nothing_is_writable_by_the_group_or_the_world(place):  # noqa: F811
+    before = os.umask(0)
+    try:
+        process = launch_in_background(place, method={"name": "standard", "training": {"epochs": 1}})
+        process.communicate(timeout=60)
+    finally:
+        os.umask(before)
+    made = [p for p in (place / "mlruns").rglob("*") if p.name not in ("mlflow.db", ".nlt.lock", "artifacts")]
+    assert made
+    assert [p for p in made if not p.is_symlink() and p.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)] == []
+
+
+def test_out_of_memory_and_a_full_disk_name_the_mend():
+    assert "lower batch_size or model.width" in _hint(torch.OutOfMemoryError("CUDA out of memory"), 3)
+    assert "make room, then `nlt resume`" in _hint(OSError(28, "No space left on device"), 3)
+    assert _hint(OSError(5, "Input/output error"), 3) is None
+
+
+def test_best_validation_weights_are_those_of_that_epoch(place):  # noqa: F811
+    """With a falling validation accuracy (lr far too high later) they are not the last ones."""
+    from safetensors.torch import load_file
+
+    schedule = {"name": "step", "lrs": [0.01, 3.0], "fractions": [0.5]}
+    method = {"name": "standard", "training": {"epochs": 6, "batch_size": 16, "schedule": schedule}}
+    spec = check(tiny(method=method, data={"name": "digits", "limit": 300, "val_fraction": 0.3}, noise={"name": "none"}), "x")  # fmt: skip
+    result = nlt.launch(spec, device="cpu", tracking_uri=uri_of(place))
+    client = open_store(uri_of(place)).client
+    last, best = (
+        load_file(client.download_artifacts(result.run_id, name, str(place)))
+        for name in ("weights.safetensors", "weights_at_best_val.safetensors")
+    )
+    accuracies = [epoch.metrics["val/accuracy"] for epoch in result.epochs]
+    assert accuracies.index(max(accuracies)) < 5
+    assert not torch.equal(last["linear.weight"], best["linear.weight"])
+    from nlt.data import hold_out
+    from nlt.run import Split
+    from nlt.train import Learner, evaluate
+
+    data = spec.data.load(Path("data"))
+    _, val = hold_out(data.train, 0.3, 0)
+    network = spec.model.build(1, 8, 8, 10)
+    network.load_state_dict(best)
+    net = Learner(network, spec.optimizer, torch.device("cpu"), "fp32")
+    split = Split(val, torch.device("cpu"))
+    assert evaluate(net, split.images_NHWC, split.labels_N) == max(accuracies)
