@@ -9,6 +9,7 @@ from pathlib import Path
 
 # One thread: the tests' networks are tiny, and equality to the last bit must not depend on how many cores are there.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # the developer's own store is not the tests'
 
 import pytest
 import torch

@@ -194,11 +194,14 @@ def test_the_logged_model_predicts_as_the_weights_do(finished):
     import mlflow
 
     store, result, artifacts = finished
-    mlflow.set_tracking_uri(store.uri)
     models = store.client.search_logged_models([result.experiment_id])
     assert len(models) == 1
     assert models[0].source_run_id == result.run_id
-    model = mlflow.pyfunc.load_model(models[0].model_uri)
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        model = mlflow.pyfunc.load_model(models[0].model_uri)
+    finally:
+        mlflow.set_tracking_uri(None)
     images = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
     spec = spec_of()
     network = spec.model.build(1, 8, 8, 10)
@@ -206,6 +209,11 @@ def test_the_logged_model_predicts_as_the_weights_do(finished):
     with torch.no_grad():
         expected = network.eval()(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(model.predict(images), expected, atol=1e-5)
+
+
+def test_logging_a_model_leaves_the_callers_tracking_uri_alone(finished):
+    """MLflow's fluent API sets it for the whole process, and for its children."""
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 def test_experiment_has_the_comparison_view(finished):

@@ -293,6 +293,7 @@ class Tracker:
         network = copy.deepcopy(net.network).to(device="cpu", memory_format=torch.contiguous_format).eval()
         with torch.no_grad():
             signature = infer_signature(images_BCHW.numpy(), network(images_BCHW).numpy())
+        before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None  # type: ignore[no-untyped-call]
         mlflow.set_tracking_uri(self._store.uri)
         try:
             with mlflow.start_run(run_id=self._folder.run_id):
@@ -308,6 +309,8 @@ class Tracker:
                 f"run {self._folder.run_id} has no MLflow model, as the server was away ({type(error).__name__}); its "
                 "weights are in weights.safetensors. "
             )
+        finally:  # it sets MLFLOW_TRACKING_URI too, and the next launch would go where this one went
+            mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
 
 
 def final_metrics(epochs: list[Epoch]) -> dict[str, float]:
