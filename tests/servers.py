@@ -63,6 +63,10 @@ class MlflowServer:
                 raise RuntimeError(f"mlflow server did not start: {(self.folder / 'server.log').read_text()[-2000:]}")
             time.sleep(0.1)
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
     def kill(self) -> None:
         """Kill it with its workers, in the middle of whatever they do."""
         if self._process is not None:
@@ -108,18 +112,12 @@ class Postgres:
         """Restart it: `fast` ends the connections, `immediate` is a crash with recovery from the write-ahead log."""
         self._control("restart", "-m", mode, "-l", str(self.folder / "log"))
 
-    def empty(self) -> None:
-        """Drop all tables."""
-        import psycopg
-
-        uri = self.uri.replace("+psycopg", "")
-        with psycopg.connect(uri, autocommit=True) as database:
-            database.execute("DROP SCHEMA public CASCADE")
-            database.execute("CREATE SCHEMA public")
+    def stop(self) -> None:
+        self._control("stop", "-m", "immediate")
 
     def close(self) -> None:
         with contextlib.suppress(subprocess.CalledProcessError):  # it may be down
-            self._control("stop", "-m", "immediate")
+            self.stop()
         shutil.rmtree(self.folder)
 
     def _control(self, *args: str) -> None:
@@ -152,13 +150,14 @@ class Proxy:
     lost_response   the server has done it all; the client sees a reset instead of the answer
     black_hole      the request is taken and never answered; reset when the mode changes
 
-    `counts` tells how many requests (of `refuse`: periods) met each fault.
+    Only requests with `only` in their first line meet it. `counts` tells how many (of `refuse`: periods) met each fault.
     """
 
     def __init__(self, target_port: int):
         self.target_port, self.port = target_port, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self.delay = 1.0
+        self.only = b""
         self.counts: Counter[str] = Counter()
         self._mode, self._changed = "pass", threading.Event()
         self._lock = threading.Lock()
@@ -234,6 +233,8 @@ class Proxy:
         mode, changed = self._mode, self._changed
         if mode == "refuse":  # it came in just before
             return _reset(client)
+        if self.only not in request.partition(b"\r\n")[0]:
+            mode = "pass"
         if mode != "pass":
             self.counts[mode] += 1
         if mode == "error500":
@@ -307,10 +308,12 @@ def weather(
 ) -> Iterator[None]:
     """Switch the proxy's mode every few hundred milliseconds, by chance from `seed`, until the block ends; then pass.
 
+    A fault stays until a request has met it: a client that pauses after failures would miss most of them.
+
     Args:
         proxy: what to switch.
         seed: of the schedule.
-        kinds: which faults come.
+        kinds: which faults come, each once before one comes again.
         blows: (seconds from the start, what is then done once), for example the restart of a server.
     """
     chance, over, failed = random.Random(seed), threading.Event(), []
@@ -319,11 +322,17 @@ def weather(
     def blow() -> None:
         try:
             while not over.is_set():
-                proxy.delay = chance.uniform(0.1, 1.0)
-                proxy.mode = chance.choice(("pass", "pass", *kinds))
-                if waiting and time.monotonic() - began > waiting[0][0]:
-                    waiting.pop(0)[1]()
-                over.wait(chance.uniform(0.1, 0.6))
+                for kind in chance.sample(kinds, len(kinds)):
+                    met = proxy.counts[kind]
+                    proxy.delay = chance.uniform(0.1, 1.0)
+                    proxy.mode = kind
+                    over.wait(chance.uniform(0.1, 0.6))
+                    while proxy.counts[kind] == met and not over.wait(0.02):
+                        pass
+                    proxy.mode = "pass"
+                    if waiting and time.monotonic() - began > waiting[0][0]:
+                        waiting.pop(0)[1]()
+                    over.wait(chance.uniform(0.05, 0.3))
         except BaseException as error:
             failed.append(error)
 
