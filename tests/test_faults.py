@@ -138,7 +138,7 @@ class Scene:
 
     def __init__(self, folder: Path, server: MlflowServer):
         self.folder, self.server, self.proxy = folder, server, Proxy(server.port)
-        self.uri = self.proxy.uri
+        self.uri = self.proxy.uri.replace("://", "://somebody:secret@")  # which no output may show
         self._process: subprocess.Popen[bytes] | None = None
 
     def launch(self, spec: dict, *options: str) -> str:
@@ -165,6 +165,7 @@ class Scene:
         code = self._process.wait(timeout=300)
         said = (self.folder / "err").read_text()
         assert code == 0, said
+        assert "secret" not in said + (self.folder / "out").read_text()
         return said
 
     def sync(self) -> str:
@@ -172,6 +173,7 @@ class Scene:
         with contextlib.chdir(self.folder):
             done = CliRunner().invoke(main, ["sync", "--tracking-uri", self.uri])
         assert done.exit_code == 0, done.output
+        assert "secret" not in done.output
         return done.output
 
     def held(self, run_id: str) -> Held:
@@ -289,7 +291,7 @@ def test_a_run_during_which_server_and_database_restart_is_in_mlflow_whole_and_o
 def test_a_run_straight_into_postgresql_that_restarts_is_there_whole_and_once(scene, postgres, undisturbed, monkeypatch):  # fmt: skip
     """Without a server between them, in an MLflow experiment of its own; its artifacts lie in the current folder."""
     spec = experiment(1000, experiment="direct")
-    scene.uri = postgres.uri
+    scene.uri = postgres.uri.replace("nlt@", "nlt:secret@")  # trusted without, but no output may show it
     run_id = scene.launch(spec)
     for epoch, mode in ((5, "immediate"), (15, "fast"), (25, "immediate")):
         scene.wait_for_epoch(epoch)
@@ -312,6 +314,8 @@ def test_a_launch_whose_new_run_is_made_but_not_answered_for_leaves_one_run(scen
     client = MlflowClient(tracking_uri=scene.server.uri)
     experiment_id = client.get_experiment_by_name("unanswered").experiment_id
     assert [run.info.run_id for run in client.search_runs([experiment_id])] == [run_id]
+    shown = CliRunner().invoke(main, ["ui", "--tracking-uri", scene.uri]).output
+    assert f"unanswered: {scene.proxy.uri}/#/experiments/" in shown  # the password is left out here too
     assert_whole_and_once(undisturbed(spec), scene.held(run_id), "create_run", "sqlite", scene.proxy.counts)
 
 
