@@ -372,19 +372,19 @@ def ui(port: int, tracking_uri: str | None) -> None:
     import socket
     import subprocess
 
-    from nlt.tracking import open_store
+    from nlt.tracking import open_store, without_credentials
     from nlt.view import TAG, link
 
     store = open_store(tracking_uri)
     base = f"http://127.0.0.1:{port}"
     if store.uri.startswith("http"):
-        base = store.uri  # the server shows its own UI
+        base = without_credentials(store.uri)  # the server shows its own UI, and the browser asks for the password
     experiments = [e for e in store.client.search_experiments() if TAG in e.tags]
     for experiment in experiments:
         click.echo(f"{experiment.name}: {link(base, experiment.experiment_id)}")
     if not experiments:
         click.echo(f"no runs yet; the UI is at {base}")
-    if base == store.uri:
+    if store.uri.startswith("http"):
         return
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

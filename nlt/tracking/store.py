@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# MLflow prints a link when a run ends, among the lines of the next run and with the password of the tracking URI.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Read at every call. MLflow's own 7 retries with pauses, 247 s, would hold up what delivery.py tries again anyway, and
 # a create_run tried again after its answer was lost makes two runs.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -130,7 +132,8 @@ def _store_lock(folder: Path) -> Path:
 
 def _probe(uri: str) -> None:
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HTTP_PROBE_SECONDS):
+        # urllib takes a user name for a part of the host; who may do what shows when the store is used
+        with urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=HTTP_PROBE_SECONDS):
             pass
     except urllib.error.HTTPError as error:
         if error.code >= 500:
