@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
 from nlt.noise import Noise, NoNoise
 from nlt.optim import SGD
-from nlt.settings import BadInput, Settings
+from nlt.settings import BadInput, Settings, brief
 from nlt.train import Precision, Stage
 
 Method = Annotated[Standard | O2U, Field(discriminator="name")]
@@ -138,7 +139,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for key, value in pairs:
         if key in data:
-            raise ValueError(f"the key {key!r} stands twice in one object; remove one")
+            raise ValueError(f"the key {brief(key)} stands twice in one object; remove one")
         data[key] = value
     return data
 
@@ -161,7 +162,7 @@ def _set(data: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise BadInput(f"--set {override}: {parent!r} is {json.dumps(child)}, which has no keys.")
+            raise BadInput(f"--set {override}: {parent!r} is {brief(json.dumps(child))}, which has no keys.")
         data = child
     data[last] = value
 
@@ -183,7 +184,7 @@ def _sentence(error: ValidationError, data: Any) -> str:
         case "union_tag_not_found":
             what = '"name" is missing; it says which kind this is'
         case "union_tag_invalid":
-            what = f"there is no {first['ctx']['tag']!r}; use one of {first['ctx']['expected_tags']}"
+            what = f"there is no {brief(first['ctx']['tag'])}; use one of {first['ctx']['expected_tags']}"
             place += ".name"
         case _:
             what = first["msg"].removeprefix("Value error, ")
@@ -201,7 +202,8 @@ def _place(loc: tuple[int | str, ...], data: Any, ends_with_key: bool) -> str:
         is_key = i == len(loc) - 1 and ends_with_key
         if not is_key and isinstance(data, dict) and part not in data and part == data.get("name"):
             continue
-        keys.append(str(part))
+        # As the user would write it, unless dots, blanks or nothing at all would make the dotted key unreadable.
+        keys.append(str(part) if re.fullmatch(r"[\w$-]{1,60}", str(part)) else brief(str(part)))
         try:
             data = data[part]
         except (KeyError, IndexError, TypeError):
