@@ -211,7 +211,7 @@ def validate(specs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
         else:
             click.echo(f"{path}: valid")
     if errors:
-        raise BadInput("\n".join(errors))
+        raise BadInput(*errors)
 
 
 @main.command()
