@@ -109,7 +109,7 @@ def test_a_mutated_experiment_file_is_an_experiment_or_one_sentence(tmp_path: Pa
         except BadInput as error:
             assert_one_sentence(str(error), str(file))
             told = f"Error: {error}\n"
-            assert (result.exit_code, result.stdout, result.stderr) == (2, "", told)  # noqa: PT017
+            assert (result.exit_code, result.stdout, result.stderr) == (2, "", told)
         else:
             assert (result.exit_code, result.stdout) == (0, f"{file}: valid\n")
             again = check(spec.resolved(), "again")
