@@ -18,7 +18,7 @@ from nlt.data import Dataset, Samples
 from nlt.losses import CE
 from nlt.run import Epoch, Split
 from nlt.spec import check
-from nlt.tracking import Facts, Tracker, open_store
+from nlt.tracking import Facts, Tracker, open_store, start_run
 from nlt.train import Batches, Learner, find_device, find_precision, train_epoch
 
 N, BATCH = 20_000, 128
@@ -55,7 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}")
         T_KK = torch.eye(4, dtype=torch.float64)
-        tracker = Tracker(store, spec, Facts(0, device, precision, dataset, train, T_KK, T_KK), "bench")
+        facts = Facts(0, device, precision, dataset, train, T_KK, T_KK)
+        tracker = Tracker(store, start_run(store, spec, facts, "bench", {}), facts)
         epoch_seconds(), tracker.log_epoch(Epoch(1, 99, "training", 1, metrics, losses_N, None, None))  # warm up
         training, logging = [], []
         for step in range(2, 7):  # interleaved, so that a noisy neighbour meets both

@@ -1,9 +1,10 @@
 """The command line: parse, call, print. torch and mlflow are imported inside the commands, so `nlt --help` is quick."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from nlt.launcher import Prepared, Result
     from nlt.run import Epoch
+    from nlt.spec import Experiment
 
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
 
@@ -62,6 +64,7 @@ def main() -> None:
     nlt compare                                 the table of what was run
     nlt ui                                      the MLflow UI, opened on the comparison
     """
+    os.umask(os.umask(0) | 0o022)  # what runs leave is nobody else's to change
 
 
 @main.command()
@@ -92,34 +95,136 @@ def launch(
     from nlt.spec import load
 
     experiments = [load(path, overrides) for path in specs]  # all files are checked before the first run starts
-    from nlt.launcher import RunFailed, new_sweep
     from nlt.launcher import launch as run_one
+    from nlt.launcher import new_sweep, unfinished_runs
     from nlt.tracking import open_store
 
-    open_store(tracking_uri)
+    waiting = {(run.spec.sha256(), run.seed): run for run in unfinished_runs(open_store(tracking_uri), _warn)}
     sweep = new_sweep()
+
+    def start(spec: "Experiment", seed: int) -> "Result":
+        if run := waiting.get((spec.sha256(), seed)):
+            _warn(
+                f"{spec.name}, seed {seed}, has an unfinished run {run.run_id} ({run.epochs} of {run.steps} epochs): "
+                f"`nlt resume {run.run_id}` goes on with it; this launch begins another."
+            )
+        progress = _Progress(spec.name)
+        return run_one(
+            spec,
+            seed=seed,
+            device=device,
+            data_root=data_root,
+            tracking_uri=tracking_uri,
+            log_model=log_model,
+            sweep=sweep,
+            on_start=progress.start,
+            on_epoch=progress.epoch,
+        )
+
+    _run_all([partial(start, spec, seed) for spec in experiments for seed in seeds or (0,)])
+
+
+@main.command()
+@click.argument("run_ids", nargs=-1, metavar="[RUN_ID...]")
+@click.option("--device", default=None, help="auto, cpu, cuda or cuda:0, ...; by default where the run began.")
+@click.option(
+    "--data-root", envvar="NLT_DATA_ROOT", default=None, type=click.Path(path_type=Path),
+    help="Folder of data sets and caches (NLT_DATA_ROOT); by default as the run was launched.",
+)  # fmt: skip
+@tracking_option
+@_friendly
+def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None, tracking_uri: str | None) -> None:
+    """Go on with interrupted runs, each in its own MLflow run; without RUN_ID with all of this store.
+
+    A run goes on after its last checkpoint. On a CPU it ends with the numbers of one never interrupted.
+
+    \b
+    nlt resume
+    nlt resume 0123456789abcdef0123456789abcdef
+    """
+    from nlt.launcher import resume as run_one
+    from nlt.launcher import unfinished_runs
+    from nlt.tracking import folder_of, kill_orphans, open_store
+    from nlt.tracking import sync as deliver_all
+
+    store = open_store(tracking_uri)
+    for run_id in run_ids:
+        folder_of(store.runs, run_id)
+    # A run that was killed when all was done needs delivery only.
+    delivered, complaints = deliver_all(store)
+    if delivered:
+        click.echo(f"delivered what {delivered} runs had left")
+    for sentence in complaints:
+        _warn(sentence)
+    found = {run.run_id: run for run in unfinished_runs(store, _warn)}
+    wanted = [run_id for run_id in run_ids if (store.runs / run_id).exists()] if run_ids else list(found)
+    if missing := [run_id for run_id in wanted if run_id not in found]:
+        raise BadInput(f"run {missing[0]} cannot go on: it is in progress, over, or of another store.")
+    for run_id in kill_orphans(store):
+        _warn(f"run {run_id} was killed before anything was computed and is marked KILLED; launch it again.")
+    if not wanted:
+        click.echo("nothing to resume")
+        return
+
+    def start(run_id: str) -> "Result":
+        progress = _Progress(found[run_id].spec.name)
+        return run_one(
+            found[run_id],
+            device=device,
+            data_root=data_root,
+            tracking_uri=tracking_uri,
+            warn=_warn,
+            on_start=progress.start,
+            on_epoch=progress.epoch,
+        )
+
+    _run_all([partial(start, run_id) for run_id in wanted])
+
+
+@main.command()
+@tracking_option
+@_friendly
+def sync(tracking_uri: str | None) -> None:
+    """Deliver to MLflow what runs could not deliver, because its server was away.
+
+    What has been delivered already is not doubled. Runs in progress deliver on their own.
+
+    \b
+    nlt sync
+    """
+    from nlt.tracking import open_store
+    from nlt.tracking import sync as deliver_all
+
+    runs, complaints = deliver_all(open_store(tracking_uri))
+    for sentence in complaints:
+        _warn(sentence)
+    if complaints:
+        raise _failure(f"{len(complaints)} runs could not be delivered; what they hold stays here.", 1)
+    click.echo(f"delivered what {runs} runs had left" if runs else "nothing to deliver")
+
+
+def _warn(sentence: str) -> None:
+    click.echo(f"note: {sentence}", err=True)
+
+
+def _run_all(starts: "list[Callable[[], Result]]") -> None:
+    """Run one after the other and print the table of those that finished, whatever happens to the last."""
+    from nlt.launcher import Interrupted, RunFailed
+
     results: list[Result] = []
     try:
-        for spec in experiments:
-            for seed in seeds or (0,):
-                progress = _Progress(spec.name)
-                results.append(
-                    run_one(
-                        spec,
-                        seed=seed,
-                        device=device,
-                        data_root=data_root,
-                        tracking_uri=tracking_uri,
-                        log_model=log_model,
-                        sweep=sweep,
-                        on_start=progress.start,
-                        on_epoch=progress.epoch,
-                    )
-                )
+        for start in starts:
+            results.append(start())
+            if results[-1].undelivered:
+                _warn(results[-1].undelivered)
     except RunFailed as error:
         raise _failure(str(error), 1) from None
+    except Interrupted as error:
+        if error.undelivered:
+            _warn(error.undelivered)
+        raise _failure(f"{error}; nlt resume {error.run_id} goes on with it.", 130) from None
     except KeyboardInterrupt:
-        raise _failure("interrupted; the run is marked KILLED.", 130) from None
+        raise _failure("interrupted before the run began.", 130) from None
     finally:
         if results:
             _print_results(results)
@@ -131,20 +236,23 @@ class _Progress:
     def __init__(self, name: str):
         self._name = name
 
-    def start(self, run_id: str, prepared: "Prepared") -> None:
-        facts = prepared.facts
+    def start(self, run_id: str, prepared: "Prepared", done: int) -> None:
+        facts, self._done = prepared.facts, done
         wrong = ""
         if facts.train.clean_N is not None:
             wrong = f", {float((facts.train.clean_N != facts.train.labels_N).double().mean()):.1%} wrong labels"
         sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.dataset.test):,} test images"
         click.echo(f"{self._name} · seed {facts.seed} · run {run_id}")
         click.echo(f"  {facts.dataset.name}: {sizes} · {facts.device} {facts.precision}")
+        if done:
+            click.echo(f"  goes on after {done} of {prepared.steps} epochs")
         self._began = time.perf_counter()
 
     def epoch(self, epoch: "Epoch") -> None:
         m = epoch.metrics
         # Stages differ in cost per epoch, so what is left is only about right until the last one is under way.
-        left = (time.perf_counter() - self._began) / epoch.step * (epoch.steps - epoch.step)
+        spent = time.perf_counter() - self._began
+        left = spent / (epoch.step - self._done) * (epoch.steps - epoch.step)
         parts = [
             f"  {epoch.step:>{len(str(epoch.steps))}}/{epoch.steps} {epoch.stage:<11} {epoch.t:>3}",
             f"loss {m['train/loss']:.4f}",
@@ -261,7 +369,6 @@ def ui(port: int, tracking_uri: str | None) -> None:
     nlt ui
     nlt ui --port 5001
     """
-    import os
     import socket
     import subprocess
 

@@ -1,5 +1,11 @@
-"""From a spec to a tracked run. Everything that can be wrong with the input is found before the run is created."""
+"""From a spec to a tracked run, and on again after an interruption.
 
+Everything that can be wrong with the input is found before the run is created.
+"""
+
+import errno
+import hashlib
+import os
 import secrets
 import signal
 import threading
@@ -7,17 +13,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
 import torch
 
+from nlt import checkpoint
+from nlt.checkpoint import State
 from nlt.data import Samples, hold_out
 from nlt.noise import corrupt, empirical_matrix
 from nlt.run import Epoch, Run
 from nlt.settings import BadInput
-from nlt.spec import Experiment
-from nlt.tracking import Facts, Store, Tracker, open_store
+from nlt.spec import Experiment, check
+from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, folders, git_commit, open_store, start_run
 from nlt.train import Diverged, find_device, find_precision
 
 
@@ -33,10 +42,20 @@ class Result:
     """The final metrics, by their MLflow names."""
     epochs: list[Epoch]
     """All epochs, with losses, masks and scores."""
+    undelivered: str
+    """A sentence on what has not reached MLflow yet, or ""."""
 
 
 class RunFailed(Exception):
     """A run stopped on its own account; it is marked FAILED in MLflow."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped a run; it is marked KILLED in MLflow and can go on."""
+
+    def __init__(self, run_id: str, epochs: int, steps: int, undelivered: str):
+        super().__init__(f"interrupted after {epochs} of {steps} epochs; run {run_id} is marked KILLED")
+        self.run_id, self.undelivered = run_id, undelivered
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,23 @@ class Prepared:
     """Epochs of all stages together."""
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that was interrupted and can go on."""
+
+    path: Path
+    run_id: str
+    spec: Experiment
+    seed: int
+    epochs: int
+    steps: int
+    """Epochs of all stages together."""
+
+
+Start = Callable[[str, Prepared, int], None]
+"""Called with the run's id, what it is about to train on, and how many epochs it has behind it."""
+
+
 def launch(
     spec: Experiment,
     *,
@@ -58,7 +94,7 @@ def launch(
     tracking_uri: str | None = None,
     log_model: bool = False,
     sweep: str | None = None,
-    on_start: Callable[[str, Prepared], None] = lambda run_id, prepared: None,
+    on_start: Start = lambda run_id, prepared, done: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Result:
     """Run one experiment with one seed and track it in MLflow.
@@ -71,20 +107,131 @@ def launch(
         tracking_uri: of the MLflow store; by default MLFLOW_TRACKING_URI, else SQLite under `mlruns/`.
         log_model: log an MLflow model with signature besides the weights.
         sweep: what runs that belong together share as their tag `nlt.sweep`; by default one from `new_sweep`.
-        on_start: called with the run's id and what it is about to train on.
+        on_start: called with the run's id, what it is about to train on, and 0.
         on_epoch: called after each epoch.
 
     Raises:
         BadInput: the spec, the data, the device or the store cannot be used; no run was created.
-        RunFailed: a loss was not finite or the memory did not suffice; the run is marked FAILED.
+        RunFailed: a loss was not finite, or memory or disk did not suffice; the run is marked FAILED.
+        Interrupted: Ctrl-C or SIGTERM; the run is marked KILLED and `resume` goes on with it.
     """
     prepared = prepare(spec, seed, device, data_root)
-    return _track(spec, prepared, open_store(tracking_uri), log_model, sweep or new_sweep(), on_start, on_epoch)
+    store = open_store(tracking_uri)
+    launched = {
+        "seed": seed,
+        "data_root": str(Path(data_root).expanduser().absolute()),
+        "log_model": log_model,
+        "same": _sameness(spec, prepared),
+        "alike": _likeness(prepared),
+    }
+    folder = start_run(store, spec, prepared.facts, sweep or new_sweep(), launched)
+    return _track(spec, prepared, store, folder, None, on_start, on_epoch)
+
+
+def resume(
+    unfinished: Unfinished,
+    *,
+    device: str | None = None,
+    data_root: str | Path | None = None,
+    tracking_uri: str | None = None,
+    warn: Callable[[str], None] = lambda sentence: None,
+    on_start: Start = lambda run_id, prepared, done: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Result:
+    """Go on with an interrupted run, in the same MLflow run, at the epoch after its last checkpoint.
+
+    On a CPU the finished run equals, number by number, one that was never interrupted; on a GPU as far as its kernels
+    are deterministic, which `deterministic` in the spec sees to.
+
+    Args:
+        unfinished: from `unfinished_runs`.
+        device: by default the one it was launched on.
+        data_root: by default the one it was launched with.
+        tracking_uri: of the MLflow store it was launched in.
+        warn: called with a sentence for each thing that may change its numbers: version, commit, device.
+        on_start: called with the run's id, what it goes on training on, and how many epochs are behind it.
+        on_epoch: called after each epoch.
+
+    Raises:
+        BadInput: the data are no longer the same, or the folder, the device or the store cannot be used.
+        RunFailed: as `launch`.
+        Interrupted: as `launch`.
+    """
+    store = open_store(tracking_uri)
+    try:
+        folder = RunFolder(unfinished.path)
+    except Busy:
+        raise BadInput(f"run {unfinished.run_id} is in progress in another process.") from None
+    try:
+        known = folder.facts
+        wanted = device or known["alike"]["device"]
+        prepared = prepare(unfinished.spec, unfinished.seed, wanted, data_root or known["data_root"])
+        for what, now in _sameness(unfinished.spec, prepared).items():
+            if now != known["same"][what]:
+                raise BadInput(
+                    f"run {folder.run_id} cannot go on: its {what} is no longer the one it was launched with "
+                    f"({known['same'][what][:12]}, now {now[:12]}); restore it, or launch it anew."
+                )
+        for what, now in _likeness(prepared).items():
+            if now != known["alike"][what]:
+                warn(f"{what} was {known['alike'][what]} and is {now} now, which may change numbers.")
+    except BaseException:
+        folder.close()
+        raise
+    saved = checkpoint.latest(folder.path, warn)
+    return _track(unfinished.spec, prepared, store, folder, saved, on_start, on_epoch)
+
+
+def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence: None) -> list[Unfinished]:
+    """Return the runs of this store that were interrupted and can go on, the oldest first.
+
+    `warn` is called with a sentence for each folder that is damaged.
+    """
+    found = []
+    for path in folders(store.runs):
+        try:
+            folder = RunFolder(path)
+        except Busy:
+            continue
+        except BadInput as error:
+            warn(str(error))
+            continue
+        try:
+            known = folder.facts
+            if known["store"] != store.name or folder.is_over():
+                continue
+            spec = check(known["spec"], str(path / "run.json"))
+            steps = sum(stage.epochs for stage in spec.stages().values())
+            found.append(Unfinished(path, path.name, spec, known["seed"], len(folder.epochs()), steps))
+        except BadInput as error:
+            warn(str(error))
+        finally:
+            folder.close()
+    return found
 
 
 def new_sweep() -> str:
     """Return a name for runs that are launched together: the time, and four digits against coincidence."""
     return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {secrets.token_hex(2)}"
+
+
+def _sameness(spec: Experiment, prepared: Prepared) -> dict[str, str]:
+    """What has to be equal for a run to go on."""
+    train = prepared.facts.train
+    labels = hashlib.sha256(train.ids_N.numpy().tobytes() + train.labels_N.numpy().tobytes()).hexdigest()
+    return {"spec": spec.sha256(), "data set": prepared.facts.dataset.digest, "set of training labels": labels}
+
+
+def _likeness(prepared: Prepared) -> dict[str, str]:
+    """What should be equal for a run to end with the same numbers."""
+    facts = prepared.facts
+    return {
+        "device": str(facts.device),
+        "precision": facts.precision,
+        "nlt": version("nlt"),
+        "git commit": git_commit(),
+        "torch": torch.__version__,
+    }
 
 
 def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> Prepared:
@@ -127,47 +274,66 @@ def _track(
     spec: Experiment,
     prepared: Prepared,
     store: Store,
-    log_model: bool,
-    sweep: str,
-    on_start: Callable[[str, Prepared], None],
+    folder: RunFolder,
+    saved: tuple[int, State] | None,
+    on_start: Start,
     on_epoch: Callable[[Epoch], None],
 ) -> Result:
     facts = prepared.facts
-    with _terminate_as_interrupt():
-        tracker = Tracker(store, spec, facts, sweep)
-        try:
-            on_start(tracker.run_id, prepared)
+    with _stop_signals() as stop, _determinism(spec.deterministic):
+        tracker = Tracker(store, folder, facts)
+        undelivered = ""
 
-            def tell(epoch: Epoch) -> None:
-                tracker.log_epoch(epoch)
+        def tell(epoch: Epoch) -> None:
+            if tracker.log_epoch(epoch):
                 on_epoch(epoch)
 
-            run = Run(
-                train=facts.train,
-                val=prepared.val,
-                test=facts.dataset.test,
-                K=len(facts.dataset.classes),
-                model=spec.model,
-                optimizer=spec.optimizer,
-                seed=facts.seed,
-                device=facts.device,
-                precision=facts.precision,
-                evaluate_before=spec.evaluate == "before",
-                on_epoch=tell,
-                steps=prepared.steps,
-            )
-            spec.method.train(run)
-            final = tracker.finish(run.net, log_model)
-        except KeyboardInterrupt:
-            tracker.stop("KILLED", "interrupted")
-            raise
+        def after_epoch(step: int, state: Callable[[], State]) -> None:
+            if step % spec.checkpoint_every == 0 or step == prepared.steps or stop.asked:
+                checkpoint.save(folder.path, step, state())
+            if stop.asked and step < prepared.steps:
+                raise KeyboardInterrupt
+
+        try:
+            try:
+                if saved or tracker.epochs or folder.has_ended():
+                    tracker.log_resumption()
+                on_start(folder.run_id, prepared, saved[0] if saved else 0)
+                run = Run(
+                    train=facts.train,
+                    val=prepared.val,
+                    test=facts.dataset.test,
+                    K=len(facts.dataset.classes),
+                    model=spec.model,
+                    optimizer=spec.optimizer,
+                    seed=facts.seed,
+                    device=facts.device,
+                    precision=facts.precision,
+                    evaluate_before=spec.evaluate == "before",
+                    on_epoch=tell,
+                    after_epoch=after_epoch,
+                    resume=saved[1] if saved else None,
+                    steps=prepared.steps,
+                )
+                spec.method.train(run)
+                final = tracker.finish(run, folder.facts["log_model"])
+            except KeyboardInterrupt:
+                tracker.stop("KILLED", "interrupted", over=False)
+                raise
+            except BaseException as error:
+                why = _hint(error, len(tracker.epochs) + 1)
+                tracker.stop("FAILED", why or f"{type(error).__name__}: {error}", over=isinstance(error, Diverged))
+                if why:
+                    raise RunFailed(f"run {folder.run_id} ({spec.name}, seed {facts.seed}) failed: {why}") from error
+                raise
         except BaseException as error:
-            why = _hint(error, len(run.history) + 1 if "run" in locals() else 0)
-            tracker.stop("FAILED", why or f"{type(error).__name__}: {error}")
-            if why:
-                raise RunFailed(f"run {tracker.run_id} ({spec.name}, seed {facts.seed}) failed: {why}") from error
+            undelivered = tracker.close()
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(folder.run_id, len(tracker.epochs), prepared.steps, undelivered) from None
             raise
-    return Result(tracker.run_id, tracker.experiment_id, spec.name, facts.seed, final, run.history)
+        undelivered = tracker.close()
+    experiment = folder.facts["experiment_id"]
+    return Result(folder.run_id, experiment, spec.name, facts.seed, final, tracker.epochs, undelivered)
 
 
 def _hint(error: BaseException, step: int) -> str | None:
@@ -182,21 +348,52 @@ def _hint(error: BaseException, step: int) -> str | None:
             f"the device ran out of memory in epoch {step}: lower batch_size or model.width, or set "
             '"precision": "bf16".'
         )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"the disk was full in epoch {step} ({error.strerror}): make room, then `nlt resume` goes on from the last "
+            "checkpoint, which is intact."
+        )
     return None
 
 
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM (schedulers, `docker stop`) end a run as Ctrl-C does, so that it is marked KILLED."""
+class _Stop:
+    """Whether Ctrl-C or SIGTERM has come."""
 
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    asked = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Let the first Ctrl-C or SIGTERM (schedulers, `docker stop`) stop a run after its epoch, the second at once."""
+    stop = _Stop()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        os.write(2, b"\nstopping after this epoch; Ctrl-C again stops at once\n")  # print may be under way
 
     if threading.current_thread() is not threading.main_thread():  # signals can be set there only
+        yield stop
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _determinism(wanted: bool) -> Iterator[None]:
+    """Make torch take deterministic kernels only; what has none raises."""
+    if not wanted:
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        torch.use_deterministic_algorithms(before)

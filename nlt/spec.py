@@ -22,7 +22,7 @@ Method = Annotated[Standard | O2U, Field(discriminator="name")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.
-DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile"}
+DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile", "checkpoint_every"}
 MAX_NESTING = 50  # losses nest in losses; pydantic and json stop at depths that depend on the machine
 
 
@@ -51,6 +51,10 @@ class Experiment(Settings):
     """How the network is trained."""
     precision: Precision = "auto"
     """`bf16` (autocast), `fp32`, or `auto`: bf16 where the device has it in hardware."""
+    deterministic: bool = False
+    """On a GPU: only kernels that give the same numbers each time, slower; a CPU does so anyway."""
+    checkpoint_every: int = Field(1, ge=1, le=100_000)
+    """Epochs between two checkpoints; a killed run repeats what came after the last one."""
     evaluate: Literal["after", "before"] = "after"
     """Whether an epoch's accuracies are measured after it or before it, as the published code does."""
 

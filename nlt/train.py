@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nlt.checkpoint import State
 from nlt.losses import CE, Loss
 from nlt.optim import SGD, Schedule, Step
 from nlt.settings import BadInput, Settings
@@ -99,6 +100,16 @@ class Learner:
     def copy_weights(self, other: "Learner") -> None:
         """Take over another learner's parameters and batch-norm statistics."""
         self.network.load_state_dict(other.network.state_dict())
+
+    def state(self) -> State:
+        """Return all that training changes, for a checkpoint."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "lr": self.lr}
+
+    def load(self, state: State) -> None:
+        """Take over what `state` returned once."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr = state["lr"]
 
     def logits(self, images_BCHW: Tensor) -> Tensor:
         """Return logits_BK."""

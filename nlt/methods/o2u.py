@@ -57,13 +57,13 @@ class O2U(Settings):
             start.copy_weights(net)
 
         net.new_optimizer()
-        scores_N = torch.zeros(run.N, device=run.device)
-        keep_N = torch.ones(run.N, dtype=torch.bool, device=run.device)
+        scores_N = run.buffer("scores_N", torch.zeros(run.N))
+        keep_N = run.buffer("keep_N", torch.ones(run.N, dtype=torch.bool))
         for t in run.epochs("cyclical", self.cyclical.epochs, net):
             net.set_lr(self.cyclical.schedule.at(t, self.cyclical.epochs))
             losses_N = train_epoch(net, run.batches(self.cyclical.batch_size), self.cyclical.loss)
             scores_N += losses_N - losses_N.mean()
-            keep_N = smallest(scores_N, self.forget_rate)
+            keep_N.copy_(smallest(scores_N, self.forget_rate))
             run.report(losses_N=losses_N, keep_N=keep_N, scores_N=scores_N)
 
         net.copy_weights(start)

@@ -1,0 +1,93 @@
+"""A run's state on disk: whole or not at all, checked when it is read, and never a pickle that can run code.
+
+A checkpoint is one line, `nlt checkpoint 1 SHA256`, then what `torch.save` writes of tensors and plain values. Each is
+written beside the one before, which goes only when the new one is safely there.
+"""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+State = dict[str, Any]
+"""Tensors, numbers, text, and lists and dicts of these."""
+
+KEPT = 2  # the newest, and the one before should the newest turn out damaged
+_MAGIC = b"nlt checkpoint 1 "
+_NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
+
+
+def save(folder: Path, step: int, state: State) -> None:
+    """Write `folder`/checkpoint-STEP.pt, then remove all but the last `KEPT`.
+
+    Raises:
+        OSError: it could not be written; the ones before are untouched.
+    """
+    payload = io.BytesIO()
+    torch.save(state, payload)
+    path = folder / f"checkpoint-{step:06}.pt"
+    write_whole(path, _MAGIC + hashlib.sha256(payload.getbuffer()).hexdigest().encode() + b"\n", payload.getbuffer())
+    for _, old in _found(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def latest(folder: Path, warn: Callable[[str], None] = lambda sentence: None) -> tuple[int, State] | None:
+    """Return (step, state) of the newest checkpoint that is whole, or None; `warn` is told of damaged ones."""
+    for step, path in reversed(_found(folder)):
+        state = _read(path)
+        if state is not None:
+            return step, state
+        warn(f"{path} is damaged and passed over.")
+    return None
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file so that after a crash or a full disk `path` holds all of the new content or all of the old.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            for piece in parts:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)  # on a full disk it holds the room that others need
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _found(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of every checkpoint, the oldest first."""
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def _read(path: Path) -> State | None:
+    try:
+        with path.open("rb") as file:
+            head, payload = file.readline(200), file.read()
+        if head != _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
+            return None
+        state: State = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception:  # whatever torch says of bytes that it did not write
+        return None
+    return state

@@ -1,0 +1,11 @@
+"""The only files that write to MLflow, and the journal that each run keeps on this machine until MLflow has it all."""
+
+from nlt.tracking.delivery import kill_orphans, sync
+from nlt.tracking.journal import Busy, RunFolder, folder_of, folders
+from nlt.tracking.store import Store, experiment_id, open_store, shown
+from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, params, start_run
+
+__all__ = [
+    "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics", "folder_of", "folders",
+    "git_commit", "kill_orphans", "open_store", "params", "shown", "start_run", "sync",
+]  # fmt: skip

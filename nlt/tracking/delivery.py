@@ -1,0 +1,185 @@
+"""From the journal to MLflow, in the background; training never waits for it.
+
+What is sent twice does no harm: a metric keeps the time it was journaled at, and MLflow holds equal points once;
+params, tags and inputs of equal value are the same ones; a file goes to the same place. So delivery repeats what it is
+not sure of.
+"""
+
+import base64
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset as DatasetEntity
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+
+from nlt.settings import BadInput
+from nlt.tracking.journal import Busy, Record, RunFolder, folders
+from nlt.tracking.store import Store, without_credentials
+
+SLICE = 50  # records sent before the place is noted
+METRICS_A_CALL = 1000  # MLflow's limit
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between tries; doubled each time
+PATIENCE_S = 20.0  # how long the end of a run waits while nothing gets through
+
+
+def deliver(client: MlflowClient, folder: RunFolder) -> None:
+    """Send everything in the journal that has not been sent, in order.
+
+    Raises:
+        Exception: whatever MLflow raises; what was sent until then is noted, and the next call goes on there.
+    """
+    while folder.delivered < folder.journal.end:
+        records: list[Record] = []
+        offset = folder.delivered
+        for record, offset in folder.journal.read(folder.delivered):  # noqa: B007
+            records.append(record)
+            if len(records) == SLICE:
+                break
+        _send(client, folder, records)
+        folder.set_delivered(offset)
+
+
+def _send(client: MlflowClient, folder: RunFolder, records: list[Record]) -> None:
+    run_id = folder.run_id
+    metrics = [
+        Metric(key, value, record["time"], record.get("step", 0))
+        for record in records
+        for key, value in record.get("metrics", {}).items()
+    ]
+    for first in range(0, len(metrics), METRICS_A_CALL):
+        client.log_batch(run_id, metrics=metrics[first : first + METRICS_A_CALL])
+    for record in records:
+        named = [Param(key, value) for key, value in record.get("params", {}).items()]
+        tags = [RunTag(key, value) for key, value in record.get("tags", {}).items()]
+        if named or tags:
+            client.log_batch(run_id, params=named, tags=tags)
+        if "input" in record:
+            client.log_inputs(run_id, datasets=[_dataset_input(record["input"])])
+        if "files" in record:
+            _send_files(client, run_id, record["files"])
+        if record["kind"] == "resume":
+            if "nlt.stopped" in client.get_run(run_id).data.tags:
+                client.delete_tag(run_id, "nlt.stopped")
+            client.update_run(run_id, "RUNNING")
+        elif record["kind"] == "end":
+            if any((folder.path / "artifacts").iterdir()):
+                client.log_artifacts(run_id, str(folder.path / "artifacts"))
+            client.set_terminated(run_id, record["status"], record["time"])  # last: FINISHED means all is there
+
+
+def _send_files(client: MlflowClient, run_id: str, files: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for path, content in files.items():
+            target = Path(name) / path
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(base64.b64decode(content))
+        client.log_artifacts(run_id, name)
+
+
+def _dataset_input(record: dict[str, Any]) -> DatasetInput:
+    return DatasetInput(DatasetEntity(**record), [InputTag("mlflow.data.context", "training")])
+
+
+class Courier:
+    """A thread that delivers a journal as it grows."""
+
+    def __init__(self, store: Store, folder: RunFolder):
+        self._client, self._uri, self._folder = store.client, store.uri, folder
+        self._wake, self._closing, self._stopped = threading.Event(), threading.Event(), False
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="nlt delivery", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Tell it that the journal has grown."""
+        self._wake.set()
+
+    def drain(self) -> bool:
+        """Wait until all is delivered, or until nothing has got through for `PATIENCE_S`; tell whether all is."""
+        self._closing.set()
+        self.wake()
+        seen, since = self._folder.delivered, time.monotonic()
+        while self._folder.delivered < self._folder.journal.end and time.monotonic() - since < PATIENCE_S:
+            time.sleep(0.01)
+            if self._folder.delivered != seen:
+                seen, since = self._folder.delivered, time.monotonic()
+        return self._folder.delivered == self._folder.journal.end
+
+    def stop(self) -> None:
+        """Let the thread end; one that waits for an answer ends after it, or with the process."""
+        self._stopped = True
+        self.wake()
+
+    def complaint(self) -> str:
+        """Say why something is not delivered, without the password that an error's text may hold."""
+        if self.error is None:
+            return "MLflow does not answer"
+        text = str(self.error).strip().partition("\n")[0].replace(self._uri, without_credentials(self._uri))
+        return f"{type(self.error).__name__}: {text[:300]}"
+
+    def _work(self) -> None:
+        pause = FIRST_PAUSE_S
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._stopped:
+                return
+            try:
+                deliver(self._client, self._folder)
+            except Exception as error:  # a server, a database and a disk fail in many ways; none may stop training
+                self.error = error
+                if self._closing.wait(pause):  # somebody waits for the end, so the pauses stay short
+                    time.sleep(FIRST_PAUSE_S)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+                self._wake.set()
+            else:
+                self.error, pause = None, FIRST_PAUSE_S
+
+
+def kill_orphans(store: Store) -> list[str]:
+    """Mark runs as KILLED that died between their creation in the embedded store and their folder here.
+
+    Runs on a server may be in progress elsewhere; of them nothing can be said.
+    """
+    if store.artifacts is None:
+        return []
+    with store.starting():
+        experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
+        running = store.client.search_runs(
+            experiments, filter_string="attributes.status = 'RUNNING' and tags.`nlt.version` LIKE '%'", max_results=1000
+        )
+        dead = [run.info.run_id for run in running if not (store.runs / run.info.run_id).exists()]
+        for run_id in dead:
+            store.client.set_terminated(run_id, "KILLED")
+    return dead
+
+
+def sync(store: Store) -> tuple[int, list[str]]:
+    """Deliver what runs of this store have left undelivered; runs in progress see to it themselves.
+
+    Returns:
+        How many runs had something to deliver, and a sentence for each that could not be delivered whole.
+    """
+    runs, complaints = 0, []
+    for path in folders(store.runs):
+        try:
+            folder = RunFolder(path)
+        except Busy:
+            continue
+        except BadInput as error:
+            complaints.append(str(error))
+            continue
+        try:
+            if folder.facts["store"] == store.name and folder.waiting():
+                runs += 1
+                courier = Courier(store, folder)
+                if not courier.drain():
+                    complaints.append(f"run {folder.run_id}: {folder.waiting()} records wait ({courier.complaint()}).")
+                courier.stop()
+        finally:
+            folder.close()
+    return runs, complaints

@@ -1,0 +1,263 @@
+"""A run's folder on this machine. What was computed is on this disk before it is sent anywhere.
+
+    RUNS/RUN_ID/run.json            what is needed to go on; the folder counts once it is there
+                lock                held by the process that trains or delivers the run
+                journal.jsonl       one line per event, the last one being `end`
+                delivered           how many bytes of the journal have reached MLflow
+                checkpoint-STEP.pt  see checkpoint.py
+                artifacts/          files of the finished run, until they are delivered
+
+The folder is removed when the run is over and all of it has reached MLflow.
+"""
+
+import base64
+import json
+import os
+import re
+import shutil
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from nlt.checkpoint import sync_folder, write_whole
+from nlt.run import Epoch
+from nlt.settings import BadInput
+
+Record = dict[str, Any]
+RUN_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Journal:
+    """Append-only lines of `CRC32 JSON`; a line counts once it and its newline are on disk."""
+
+    def __init__(self, path: Path):
+        """Open it for appending, and cut off what a crash left of an unfinished line.
+
+        Raises:
+            BadInput: a line that others follow is damaged.
+        """
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self.end = _check_lines(path)
+        if self.end < path.stat().st_size:
+            self._file.truncate(self.end)
+
+    def append(self, record: Record) -> None:
+        """Write a record through to the disk.
+
+        Raises:
+            OSError: it could not be written; the journal is as it was.
+        """
+        line = _line(record)
+        try:
+            written = 0
+            while written < len(line):  # a disk that fills up takes a part
+                written += os.write(self._file.fileno(), line[written:])
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(self.end)
+            raise
+        self.end += len(line)
+
+    def read(self, offset: int = 0) -> Iterator[tuple[Record, int]]:
+        """Yield (record, offset of the next one) for all that has been appended until now."""
+        end = self.end
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            while offset < end:
+                line = file.readline()
+                offset += len(line)
+                yield json.loads(line[9:]), offset
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _line(record: Record) -> bytes:
+    text = json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _check_lines(path: Path) -> int:
+    """Return the length of the whole lines at the beginning."""
+    good, bad = 0, 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            whole = line.endswith(b"\n") and line[:9] == b"%08x " % zlib.crc32(line[9:-1])
+            if whole and bad:
+                raise BadInput(f"{path}: line {bad} is damaged; the run cannot go on: launch it again.")
+            good += len(line) if whole else 0
+            bad = bad or (0 if whole else number)
+    return good
+
+
+def epoch_record(epoch: Epoch, pictures: dict[str, bytes]) -> Record:
+    """Put an epoch and its pictures (artifact path -> content) into a record, to the last bit."""
+    return {
+        "kind": "epoch",
+        "time": now(),
+        "step": epoch.step,
+        "steps": epoch.steps,
+        "stage": epoch.stage,
+        "t": epoch.t,
+        "metrics": epoch.metrics,
+        "losses_N": _encode(epoch.losses_N),
+        "keep_N": None if epoch.keep_N is None else _encode(epoch.keep_N.to(torch.uint8)),
+        "scores_N": None if epoch.scores_N is None else _encode(epoch.scores_N),
+        "files": {path: base64.b64encode(content).decode() for path, content in pictures.items()},
+    }
+
+
+def epoch_of(record: Record) -> Epoch:
+    """Read an epoch back out of its record."""
+    keep_N = record["keep_N"]
+    scores_N = record["scores_N"]
+    return Epoch(
+        record["step"],
+        record["steps"],
+        record["stage"],
+        record["t"],
+        record["metrics"],
+        _decode(record["losses_N"], np.float32),
+        None if keep_N is None else _decode(keep_N, np.uint8).bool(),
+        None if scores_N is None else _decode(scores_N, np.float32),
+    )
+
+
+def _encode(values_N: Tensor) -> str:
+    return base64.b64encode(values_N.numpy().tobytes()).decode()
+
+
+def _decode(text: str, kind: type[np.generic]) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), kind).copy())
+
+
+def now() -> int:
+    """Return the time in MLflow's unit, milliseconds."""
+    return int(time.time() * 1000)
+
+
+class Busy(Exception):
+    """Another process trains or delivers this run."""
+
+
+class RunFolder:
+    """One run's folder, locked for this process from construction to `close`."""
+
+    def __init__(self, path: Path):
+        """Open a folder that `create` made.
+
+        Raises:
+            Busy: another process has it open.
+            BadInput: it is not there, or damaged.
+        """
+        if not (path / "run.json").is_file():
+            raise BadInput(f"{path} holds no run: it is over and delivered, or it was launched from another folder.")
+        self.path, self.run_id = path, path.name
+        self._lock = FileLock(path / "lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise Busy(self.run_id) from None
+        try:
+            self.facts: Record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            self.journal = Journal(path / "journal.jsonl")
+            self._delivered = self._read_delivered()
+        except (OSError, ValueError) as error:
+            self._lock.release()
+            raise BadInput(f"{path}: cannot be read ({error}); launch the run again.") from None
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def create(cls, runs: Path, run_id: str, facts: Record, start: Record) -> "RunFolder":
+        """Make the folder of a new run: `facts` is what `run.json` holds, `start` the journal's first record."""
+        path = runs / run_id
+        path.mkdir(parents=True)
+        (path / "artifacts").mkdir()
+        write_whole(path / "journal.jsonl", _line(start))
+        write_whole(path / "run.json", json.dumps(facts, indent=1).encode())
+        sync_folder(runs)
+        return cls(path)
+
+    def epochs(self) -> list[Epoch]:
+        """Return the epochs in the journal."""
+        return [epoch_of(record) for record, _ in self.journal.read() if record["kind"] == "epoch"]
+
+    def is_over(self) -> bool:
+        """Tell whether the run has ended for good: finished, or failed in a way that would only repeat itself."""
+        return bool(self._last().get("over"))
+
+    def has_ended(self) -> bool:
+        """Tell whether its last process could still note that it ended."""
+        return bool(self._last()["kind"] == "end")
+
+    def _last(self) -> Record:
+        for record, _ in self.journal.read():
+            last = record
+        return last
+
+    @property
+    def delivered(self) -> int:
+        """How many bytes of the journal have reached MLflow."""
+        return self._delivered
+
+    def set_delivered(self, offset: int) -> None:
+        """Note what has reached MLflow. Should the note be lost, it is sent again, which does no harm."""
+        self._delivered = offset
+        part = self.path / ".delivered.part"
+        part.write_text(str(offset))
+        os.replace(part, self.path / "delivered")
+
+    def waiting(self) -> int:
+        """Return how many records have not reached MLflow."""
+        return sum(1 for _ in self.journal.read(self._delivered))
+
+    def close(self) -> None:
+        """Let go of the folder, and remove it if nothing in it is needed any more."""
+        done = self._delivered == self.journal.end and self.is_over()
+        self.journal.close()
+        if done:
+            (self.path / "run.json").unlink()  # first, so that a folder half removed does not count as a run
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.release()
+
+    def _read_delivered(self) -> int:
+        try:
+            offset = int((self.path / "delivered").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+        # an offset that is not the end of a line would tear records apart: from the beginning, then
+        return offset if offset in {0, *(end for _, end in self.journal.read())} else 0
+
+
+def folders(runs: Path) -> list[Path]:
+    """Return the folders of all runs, the oldest first."""
+    if not runs.is_dir():
+        return []
+    found = [path for path in runs.iterdir() if RUN_ID.fullmatch(path.name) and (path / "run.json").is_file()]
+    return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime_ns)
+
+
+def folder_of(runs: Path, run_id: str) -> Path:
+    """Return the folder of one run.
+
+    Raises:
+        BadInput: that is no run's id, or nothing of the run is here.
+    """
+    if not RUN_ID.fullmatch(run_id):
+        raise BadInput(f"{run_id!r} is no run id: give the 32 hex digits that nlt launch printed.")
+    if not (runs / run_id / "run.json").is_file():
+        raise BadInput(
+            f"nothing of run {run_id} lies in {runs}: it is over and delivered, or it was launched from another folder."
+        )
+    return runs / run_id

@@ -1,0 +1,165 @@
+"""The MLflow store: where runs go, found usable before anything is trained."""
+
+import logging
+import os
+import sqlite3
+import urllib.error
+import urllib.request
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# Read at every call. MLflow's own 7 retries with pauses, 247 s, would hold up what delivery.py tries again anyway.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+
+import mlflow
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from nlt.settings import BadInput
+from nlt.view import TAG, comparison_view
+
+HTTP_PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself only after minutes of retries
+SQLITE_BUSY_SECONDS = 60.0  # how long to wait while other runs write
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Store:
+    """An MLflow tracking store that has been found usable."""
+
+    uri: str
+    client: mlflow.MlflowClient
+    artifacts: Path | None
+    """Where the embedded store keeps artifacts; None where a server decides."""
+    runs: Path
+    """Where the folders of runs lie on this machine (see journal.py): beside the embedded store, else `mlruns/runs`."""
+
+    def starting(self) -> AbstractContextManager[Any]:
+        """Hold this while a run begins: in the embedded store a RUNNING run without a folder is then a dead one."""
+        return nullcontext() if self.artifacts is None else FileLock(_store_lock(self.artifacts.parent))
+
+    @property
+    def name(self) -> str:
+        """What tells stores apart whose runs lie in one folder; it holds no user name and no password."""
+        return self.uri.rpartition("/")[2] if self.artifacts else without_credentials(self.uri)
+
+
+def without_credentials(uri: str) -> str:
+    """Return a tracking URI without the user name and password in it."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def shown(uri: str) -> str:
+    """Return a tracking URI as it may be printed: with `***@` for user name and password."""
+    bare = without_credentials(uri)
+    return bare if bare == uri else bare.replace("://", "://***@", 1)
+
+
+def open_store(uri: str | None = None) -> Store:
+    """Open the store: `uri`, else MLFLOW_TRACKING_URI, else SQLite under `mlruns/` of the current folder, made if new.
+
+    Raises:
+        BadInput: the store cannot be reached or written.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlruns').absolute() / 'mlflow.db'}"
+    scheme = urlsplit(uri).scheme
+    if scheme == "sqlite":
+        return _open_sqlite(uri)
+    if scheme in ("http", "https"):
+        _probe(uri)
+    elif not scheme.startswith(("postgresql", "mysql", "mssql", "databricks")):
+        raise BadInput(
+            f"tracking URI {shown(uri)}: MLflow keeps no runs there; use sqlite:///PATH/mlflow.db, an "
+            "http(s):// server or a postgresql:// database, or leave it out for the embedded store."
+        )
+    try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # database drivers raise what they like, and their texts may hold the password
+        raise BadInput(f"tracking URI {shown(uri)}: cannot be used ({type(error).__name__}).") from None
+    return Store(uri, client, None, Path("mlruns").absolute() / "runs")
+
+
+def _open_sqlite(uri: str) -> Store:
+    # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy reads them
+    path = Path(uri.removeprefix("sqlite:///")).absolute()
+    if not uri.startswith("sqlite:///") or path.is_dir() or uri == "sqlite:///":
+        raise BadInput(f"tracking URI {uri}: name a file, as in sqlite:///mlruns/mlflow.db.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # MLflow's own migrations crash when several processes run them on a fresh file at once.
+        with FileLock(_store_lock(path.parent)):
+            fresh = not path.exists()
+            # The driver waits that long for another run's write; its own 5 s are not enough for eight runs.
+            client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}?timeout={SQLITE_BUSY_SECONDS:.0f}")
+            client.search_experiments(max_results=1)
+            with sqlite3.connect(path, timeout=SQLITE_BUSY_SECONDS) as database:
+                if fresh:
+                    database.execute("PRAGMA journal_mode=WAL")  # readers no longer wait for a writer
+                database.execute("BEGIN IMMEDIATE")  # fails where the file cannot be written
+                database.rollback()
+        artifacts = path.parent / "artifacts"
+        artifacts.mkdir(exist_ok=True)
+        if not os.access(artifacts, os.W_OK):
+            raise PermissionError(f"{artifacts} is read-only")
+    except (OSError, sqlite3.Error, SQLAlchemyError, MlflowException) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"the MLflow store {path} cannot be written ({reason}): make it writable, or name another with "
+            "--tracking-uri or MLFLOW_TRACKING_URI."
+        ) from None
+    return Store(f"sqlite:///{path}", client, artifacts, path.parent / "runs")
+
+
+def _store_lock(folder: Path) -> Path:
+    """Return the file to lock while the embedded store is made, or a run in it begins."""
+    return folder / ".nlt.lock"
+
+
+def _probe(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=HTTP_PROBE_SECONDS):
+            pass
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise BadInput(f"the MLflow server {shown(uri)} answers {error.code}: look at its log.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise BadInput(
+            f"the MLflow server {shown(uri)} does not answer ({reason}): start it, or unset MLFLOW_TRACKING_URI "
+            "to use the embedded store."
+        ) from None
+
+
+def experiment_id(store: Store, name: str) -> str:
+    """Return the id of the experiment, made with its comparison view if it is new."""
+    found = store.client.get_experiment_by_name(name)
+    if found is None:
+        location = None if store.artifacts is None else str(store.artifacts)
+        try:
+            created: str = store.client.create_experiment(name, artifact_location=location)
+        except MlflowException:  # another process was faster
+            found = store.client.get_experiment_by_name(name)
+            if found is None:
+                raise
+        else:
+            about = "Runs of nlt. `nlt compare` prints the table; the link that `nlt ui` prints opens the charts."
+            store.client.set_experiment_tag(created, "mlflow.note.content", about)
+            store.client.set_experiment_tag(created, TAG, comparison_view())
+            return created
+    if found.lifecycle_stage != "active":
+        raise BadInput(
+            f"the MLflow experiment {name!r} is deleted: restore it, or name another in the spec's `experiment`."
+        )
+    if found.tags.get(TAG) != comparison_view():  # the view of an older version of nlt
+        store.client.set_experiment_tag(found.experiment_id, TAG, comparison_view())
+    return str(found.experiment_id)
