@@ -23,6 +23,7 @@ Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.
 DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile", "checkpoint_every"}
+MAX_BYTES = 1_000_000  # the shipped files have 2,000
 MAX_NESTING = 50  # losses nest in losses; pydantic and json stop at depths that depend on the machine
 
 
@@ -107,7 +108,9 @@ def json_schema() -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode()
     except FileNotFoundError:
         raise BadInput(f"{path}: there is no such file.") from None
     except IsADirectoryError:
@@ -116,6 +119,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if len(raw) > MAX_BYTES:  # also what never ends, such as /dev/zero
+        raise BadInput(f"{path}: larger than {MAX_BYTES:,} bytes; this is no experiment file.")
     try:
         data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

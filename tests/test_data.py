@@ -475,6 +475,11 @@ def test_path_that_no_system_takes(tmp_path: Path, kind: str) -> None:
         parse(json.dumps({"name": kind, "path": "a" * 300})).load(tmp_path)
 
 
+def test_cifar_where_no_file_can_be_made_does_not_wait_for_ever() -> None:
+    with pytest.raises(BadInput, match="could not download"):
+        Cifar10().load(Path("/proc"))
+
+
 def test_npz_that_is_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(BadInput, match="pipe.npz is no file"):

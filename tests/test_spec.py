@@ -219,6 +219,8 @@ def test_missing_binary_and_folder(tmp_path):
         load(tmp_path / "b.json")
     with pytest.raises(BadInput, match="this is a folder"):
         load(tmp_path)
+    with pytest.raises(BadInput, match="/dev/zero: larger than 1,000,000 bytes"):
+        load("/dev/zero")
 
 
 @pytest.mark.parametrize("override", ["a", "=3", "method..x=1", "name.x=1", "x=" + "[" * 100_000, "noise.rate=NaN"])
