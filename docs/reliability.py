@@ -16,7 +16,7 @@ from typing import Any
 
 HEAD = """# Reliability, measured
 
-Written by `make reliability` on {date}: {machine}, Python {python}, torch {torch}, mlflow {mlflow}. One command runs the
+Written by `make reliability` on {date}: {machine}, Python {python}, torch {torch}, mlflow {mlflow}. It runs the
 tests and writes this page; where a test fails, `make` stops and the page stays as it was.
 
 Every run is compared with one that was never disturbed: status, params, tags, data set, each point of each metric (and
@@ -54,7 +54,7 @@ def _kills(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _disk(rows: list[dict[str, Any]]) -> list[str]:
-    head = "## A full disk, then room again\n\nStore, journal and checkpoints on a disk of 8 MiB, filled but for some kB.\n"
+    head = "## A full disk, then room again\n\nAll of a run on a disk of 8 MiB that is filled but for some kB.\n"
     ends = Counter(row["ended"] for row in rows)
     total = f"Different in all {len(rows)} runs together: {sum(row['differences'] for row in rows)}.\n"
     return [head, _table(["how the run ended", "runs"], [[end, n] for end, n in sorted(ends.items())]), total]
@@ -63,8 +63,8 @@ def _disk(rows: list[dict[str, Any]]) -> list[str]:
 def _faults(rows: list[dict[str, Any]]) -> list[str]:
     injected = sum(sum(row["kinds"].values()) for row in rows)
     head = (
-        "## A tracking server that fails\n\nA real `mlflow server` on loopback behind a proxy that injects faults; artifacts "
-        f"go through it too. {injected:,} faults in {len(rows)} scenarios, `nlt sync` where something was left.\n"
+        "## A tracking server that fails\n\nA real `mlflow server` on loopback behind a proxy that injects faults; "
+        f"artifacts go through it too. {injected:,} faults in {len(rows)} scenarios, then `nlt sync` where needed.\n"
     )
     table = [
         [row["what"], row["backend"], _counts(row["kinds"]), row["metric_points"], row["lost"], row["duplicated"]]

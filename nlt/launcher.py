@@ -121,7 +121,7 @@ def launch(
     store = open_store(tracking_uri)
     launched = {
         "seed": seed,
-        "data_root": str(Path(data_root).expanduser().absolute()),
+        "data_root": str(Path(os.path.expanduser(data_root)).absolute()),
         "log_model": log_model,
         "same": _sameness(spec, prepared),
         "alike": _likeness(prepared),
@@ -245,7 +245,7 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
     if not 0 <= seed < 2**63:
         raise BadInput(f"--seed {seed}: a seed is a whole number from 0 to 2^63 - 1.")
     on = find_device(device)
-    dataset = spec.data.load(Path(data_root).expanduser())
+    dataset = spec.data.load(Path(os.path.expanduser(data_root)))
     K = len(dataset.classes)
     T_KK = spec.noise.matrix(dataset.classes)
     train = dataset.train
@@ -267,7 +267,18 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
     train, val = hold_out(train, spec.data.val_fraction, spec.data.seed)
     _, C, H, W = train.images_NCHW.shape
     with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
-        spec.model.build(C, H, W, K).eval()(torch.empty(2, C, H, W))
+        network = spec.model.build(C, H, W, K)
+        network.eval()(torch.empty(2, C, H, W))
+        for name, stage in spec.stages().items():
+            if stage.batch_size > 1 and len(train) > 1:  # a last batch of one joins the one before
+                continue
+            try:
+                network.train()(torch.empty(1, C, H, W))
+            except ValueError:
+                raise BadInput(
+                    f"method.{name}.batch_size: batch norm cannot take single images of {H} x {W} pixels in "
+                    f"{spec.model.name}: train on batches of at least 2."
+                ) from None
     facts = Facts(seed, on, find_precision(spec.precision, on), dataset, train, T_KK, empirical_T_KK)
     return Prepared(facts, val, sum(stage.epochs for stage in spec.stages().values()))
 
