@@ -46,14 +46,19 @@ scalars = st.one_of(
     st.floats(allow_nan=True, allow_infinity=True),
     st.text(max_size=30),
     st.sampled_from(RAW).map(lambda raw: f"@{raw}@"),
-)
+).map(copy.deepcopy)  # what is put into a tree may be mutated there
 keys = st.one_of(st.sampled_from([*KEYS, *(key[:-1] for key in KEYS), *NASTY_TEXT]), st.text(max_size=20))
 
 
 def places(tree: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) in a JSON tree."""
-    items = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree)) if isinstance(tree, list) else []
-    return [place for key, child in items for place in [(tree, key), *places(child)]]
+    found, waiting = [], [tree]
+    while waiting:  # not recursion: trees get deep here
+        node = waiting.pop()
+        keys: Any = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        found += [(node, key) for key in keys]
+        waiting += [node[key] for key in keys]
+    return found
 
 
 @st.composite
@@ -230,7 +235,7 @@ def assert_can_start(spec: Experiment, data_root: Path) -> None:
         assert stage.loss(logits_BK, facts.train.labels_N[:1].expand(4)).shape == (4,)
 
 
-@sizes(40, 400)
+@sizes(80, 400)
 def test_whatever_the_schema_admits_can_start_or_one_sentence_says_why(
     tmp_path: Path, cases: int, no_download: None
 ) -> None:
