@@ -356,7 +356,8 @@ def _hint(error: BaseException, step: int) -> str | None:
             f"in epoch {step} {error}: lower the learning rate of the stage's schedule, raise its batch_size, or set "
             '"precision": "fp32".'
         )
-    if isinstance(error, torch.OutOfMemoryError):
+    # On a CPU it is a plain RuntimeError.
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
         return (
             f"the device ran out of memory in epoch {step}: lower batch_size or model.width, or set "
             '"precision": "bf16".'

@@ -5,6 +5,7 @@ training device (rows of `images_NHWC`) and turn into float batches in [0, 1] th
 the device: no `.item()`, no `if tensor`.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -50,7 +51,7 @@ def find_device(name: str) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     kind, _, index = name.partition(":")
-    if kind != "cuda" or not (index.isdecimal() or name == "cuda"):
+    if kind != "cuda" or not (re.fullmatch(r"[0-9]{1,3}", index) or name == "cuda"):
         raise BadInput(f"--device {name}: use auto, cpu, cuda or cuda:0, cuda:1, ...")
     if not torch.cuda.is_available():
         raise BadInput(
