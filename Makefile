@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-slow check schema constraints ui
+.PHONY: quickstart test test-slow reliability check schema constraints ui
 .DEFAULT_GOAL := quickstart
 
 # nlt and its development tools at the pinned versions; byte-compiled, because importing torch and mlflow otherwise
@@ -24,6 +24,12 @@ test: $(BIN)/nlt
 test-slow: $(BIN)/nlt
 	$(BIN)/python -m pytest -m 'not gpu'
 
+reliability: $(BIN)/nlt  ## kills, faults, full disks, bad input: counted, and written to docs/reliability.md
+	rm -f .reliability.jsonl
+	NLT_RELIABILITY=$(CURDIR)/.reliability.jsonl $(BIN)/python -m pytest -m 'not gpu' \
+	    tests/test_crash.py tests/test_full_disk.py tests/test_faults.py tests/test_fuzz*.py tests/test_checkpoint.py tests/test_resume.py
+	$(BIN)/python docs/reliability.py .reliability.jsonl
+
 check: $(BIN)/nlt  ## format, lint, types, order of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -32,6 +38,9 @@ check: $(BIN)/nlt  ## format, lint, types, order of imports
 
 ui: $(BIN)/nlt
 	$(BIN)/nlt ui
+
+constraints:  ## docker/constraints.txt for all supported Pythons; ARGS=--upgrade takes newer versions; needs uv
+	uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --no-emit-index-url $(ARGS) -o docker/constraints.txt
 
 schema: $(BIN)/nlt  ## after a change of settings
 	$(BIN)/nlt schema > nlt/schema.json

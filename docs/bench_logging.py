@@ -1,9 +1,11 @@
-"""What tracking costs: seconds to log one epoch of CIFAR-4 against seconds to train it, measured in one run.
+"""What record keeping costs: seconds for the journal, a checkpoint and the delivery of one epoch of CIFAR-4 against
+seconds to train it, measured in one run.
 
     python docs/bench_logging.py [--device cpu|cuda]
 
-Logs to a fresh SQLite store in a temporary folder: all metrics of a detection epoch and the histogram of 20,000 losses.
-The epoch is CNN9 at width 1, batch 128, on random images; on a CPU a few batches are timed and scaled up.
+A fresh SQLite store in a temporary folder, all metrics of a detection epoch, and the losses, mask and histogram of
+20,000 samples. The epoch is CNN9 at width 1, batch 128, on random images; on a CPU one batch is timed and scaled up.
+Training waits for journal and checkpoint; the delivery to MLflow runs beside it, and is timed by itself.
 """
 
 import argparse
@@ -14,14 +16,23 @@ from pathlib import Path
 
 import torch
 
+from nlt import checkpoint
 from nlt.data import Dataset, Samples
 from nlt.losses import CE
 from nlt.run import Epoch, Split
 from nlt.spec import check
-from nlt.tracking import Facts, Tracker, open_store, start_run
+from nlt.tracking import Facts, RunFolder, open_store, start_run
+from nlt.tracking.delivery import deliver
+from nlt.tracking.tracker import Tracker
 from nlt.train import Batches, Learner, find_device, find_precision, train_epoch
 
-N, BATCH = 20_000, 128
+N, BATCH, ROUNDS = 20_000, 128, 5
+
+
+class _NoCourier:
+    """Stands for the thread, whose work is timed by itself here."""
+
+    def wake(self) -> None: ...
 
 
 def main() -> None:
@@ -42,33 +53,50 @@ def main() -> None:
     split = Split(train, device)
     timed = N if device.type == "cuda" else BATCH
     rows = torch.arange(timed, device=device)
-
-    def epoch_seconds() -> float:
-        began = time.perf_counter()
-        train_epoch(net, Batches(split.images_NHWC, split.labels_N, rows, BATCH), CE())
-        return (time.perf_counter() - began) * N / timed
-
     names = "train/loss train/accuracy test/accuracy optim/lr time/epoch_seconds time/images_per_second"
     names += " noise/precision noise/recall noise/remaining noise/auc"
     metrics = dict.fromkeys(names.split(), 0.5)
     losses_N = torch.rand(N, generator=generator) * 5
-    with tempfile.TemporaryDirectory() as folder:
-        store = open_store(f"sqlite:///{Path(folder) / 'mlflow.db'}")
-        T_KK = torch.eye(4, dtype=torch.float64)
+    T_KK = torch.eye(4, dtype=torch.float64)
+
+    def timed_call(call: object, *args: object) -> float:
+        began = time.perf_counter()
+        call(*args)  # type: ignore[operator]
+        return time.perf_counter() - began
+
+    seconds: dict[str, list[float]] = {"train": [], "journal": [], "checkpoint": [], "deliver": []}
+    with tempfile.TemporaryDirectory() as name:
+        store = open_store(f"sqlite:///{Path(name) / 'mlflow.db'}")
         facts = Facts(0, device, precision, dataset, train, T_KK, T_KK)
-        tracker = Tracker(store, start_run(store, spec, facts, "bench", {}), facts)
-        epoch_seconds(), tracker.log_epoch(Epoch(1, 99, "training", 1, metrics, losses_N, None, None))  # warm up
-        training, logging = [], []
-        for step in range(2, 7):  # interleaved, so that a noisy neighbour meets both
-            training.append(epoch_seconds())
-            began = time.perf_counter()
-            tracker.log_epoch(Epoch(step, 99, "training", step, metrics, losses_N, None, None))
-            logging.append(time.perf_counter() - began)
-    one, other = statistics.median(training), statistics.median(logging)
-    print(f"device {device} {precision}, torch {torch.__version__}")
-    print(f"train one epoch: {one:.2f} s (median of {len(training)}, {min(training):.2f} to {max(training):.2f})")
-    print(f"log one epoch:   {1000 * other:.0f} ms ({1000 * min(logging):.0f} to {1000 * max(logging):.0f})")
-    print(f"share: {other / one:.4%}")
+        folder: RunFolder = start_run(store, spec, facts, "bench", {})
+        tracker = Tracker(store, folder, facts)
+        tracker._courier.drain()
+        tracker._courier.stop()
+        tracker._courier = _NoCourier()  # type: ignore[assignment]
+        for step in range(
+            1, ROUNDS + 2
+        ):  # interleaved, so that a noisy neighbour meets all; the first is for warming up
+            epoch = Epoch(step, 99, "cyclical", step, metrics, losses_N, losses_N < 4, losses_N)
+            batches = Batches(split.images_NHWC, split.labels_N, rows, BATCH)
+            taken = {
+                "train": timed_call(train_epoch, net, batches, CE()) * N / timed,
+                "journal": timed_call(tracker.log_epoch, epoch),
+                "checkpoint": timed_call(
+                    checkpoint.save, folder.path, step, {"net": net.state(), "start": net.state()}
+                ),
+                "deliver": timed_call(deliver, store.client, folder),
+            }
+            for what, value in taken.items():
+                if step > 1:
+                    seconds[what].append(value)
+        folder.close()
+    median = {what: statistics.median(values) for what, values in seconds.items()}
+    print(f"device {device} {precision}, torch {torch.__version__}, medians of {ROUNDS} rounds")
+    for what, values in seconds.items():
+        spread = f"{1000 * min(values):,.0f} to {1000 * max(values):,.0f}"
+        print(
+            f"{what:<11} {1000 * median[what]:>9,.0f} ms ({spread}), {median[what] / median['train']:.2%} of the epoch"
+        )
 
 
 if __name__ == "__main__":

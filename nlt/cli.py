@@ -317,9 +317,9 @@ def validate(specs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
         except BadInput as error:
             errors.append(str(error))
         else:
-            click.echo(f"{path}: valid")
+            click.echo(f"{click.format_filename(path)}: valid")
     if errors:
-        raise BadInput("\n".join(errors))
+        raise BadInput(*errors)
 
 
 @main.command()
@@ -430,7 +430,7 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
     rows += [("device", f"{found} ({named})"), ("precision auto", find_precision("auto", found))]
     rows += [("data digits", "embedded in scikit-learn")]
     for name, folder in (("cifar10, cifar4", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
-        where = data_root.expanduser().absolute() / folder
+        where = Path(os.path.expanduser(data_root)).absolute() / folder
         rows.append((f"data {name}", str(where) if where.is_dir() else f"not in {where}; downloaded when first used"))
     ok = True
     try:

@@ -29,6 +29,8 @@ from nlt.spec import Experiment, check
 from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, folders, git_commit, open_store, start_run
 from nlt.train import Diverged, find_device, find_precision
 
+FULL_DISK_PATIENCE_S = 3.0
+
 
 @dataclass(frozen=True)
 class Result:
@@ -119,7 +121,7 @@ def launch(
     store = open_store(tracking_uri)
     launched = {
         "seed": seed,
-        "data_root": str(Path(data_root).expanduser().absolute()),
+        "data_root": str(Path(os.path.expanduser(data_root)).absolute()),
         "log_model": log_model,
         "same": _sameness(spec, prepared),
         "alike": _likeness(prepared),
@@ -243,7 +245,7 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
     if not 0 <= seed < 2**63:
         raise BadInput(f"--seed {seed}: a seed is a whole number from 0 to 2^63 - 1.")
     on = find_device(device)
-    dataset = spec.data.load(Path(data_root).expanduser())
+    dataset = spec.data.load(Path(os.path.expanduser(data_root)))
     K = len(dataset.classes)
     T_KK = spec.noise.matrix(dataset.classes)
     train = dataset.train
@@ -265,7 +267,18 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
     train, val = hold_out(train, spec.data.val_fraction, spec.data.seed)
     _, C, H, W = train.images_NCHW.shape
     with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
-        spec.model.build(C, H, W, K).eval()(torch.empty(2, C, H, W))
+        network = spec.model.build(C, H, W, K)
+        network.eval()(torch.empty(2, C, H, W))
+        for name, stage in spec.stages().items():
+            if stage.batch_size > 1 and len(train) > 1:  # a last batch of one joins the one before
+                continue
+            try:
+                network.train()(torch.empty(1, C, H, W))
+            except ValueError:
+                raise BadInput(
+                    f"method.{name}.batch_size: batch norm cannot take single images of {H} x {W} pixels in "
+                    f"{spec.model.name}: train on batches of at least 2."
+                ) from None
     facts = Facts(seed, on, find_precision(spec.precision, on), dataset, train, T_KK, empirical_T_KK)
     return Prepared(facts, val, sum(stage.epochs for stage in spec.stages().values()))
 
@@ -282,7 +295,6 @@ def _track(
     facts = prepared.facts
     with _stop_signals() as stop, _determinism(spec.deterministic):
         tracker = Tracker(store, folder, facts)
-        undelivered = ""
 
         def tell(epoch: Epoch) -> None:
             if tracker.log_epoch(epoch):
@@ -327,7 +339,8 @@ def _track(
                     raise RunFailed(f"run {folder.run_id} ({spec.name}, seed {facts.seed}) failed: {why}") from error
                 raise
         except BaseException as error:
-            undelivered = tracker.close()
+            full = isinstance(error.__cause__, OSError)  # of the disk that MLflow's database is on, perhaps
+            undelivered = tracker.close(FULL_DISK_PATIENCE_S) if full else tracker.close()
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(folder.run_id, len(tracker.epochs), prepared.steps, undelivered) from None
             raise

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from nlt.settings import BadInput, Seed, Settings
+from nlt.settings import BadInput, Seed, Settings, brief
 
 Rate = Annotated[float, Field(ge=0, le=1)]
 
@@ -85,11 +85,11 @@ class Asymmetric(Settings):
             for name in (true, given):
                 if name not in classes:
                     raise BadInput(
-                        f"noise.flips names the class {name!r}, which is not in the data set: "
+                        f"noise.flips names the class {brief(name)}, which is not in the data set: "
                         f"use classes out of {', '.join(classes)}."
                     )
             if true == given:
-                raise BadInput(f"noise.flips maps {true!r} to itself: map it to another class or leave it out.")
+                raise BadInput(f"noise.flips maps {brief(true)} to itself: map it to another class or leave it out.")
             i, j = classes.index(true), classes.index(given)
             T_KK[i, i], T_KK[i, j] = 1 - self.rate, self.rate
         return T_KK

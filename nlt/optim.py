@@ -72,7 +72,7 @@ class Cosine(Settings):
 
     def at(self, t: int, epochs: int) -> float:
         """Return the learning rate of epoch t."""
-        return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * (t - 1) / epochs)) / 2
+        return self.final_lr + (self.lr - self.final_lr) * ((1 + math.cos(math.pi * (t - 1) / epochs)) / 2)
 
 
 class Cyclical(Settings):

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 # Seeds fit into 63 bits, the range that torch, numpy and JSON readers share.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+LONGEST_SENTENCE = 600  # characters of an error message; longer ones are quoted keys, paths and values
 
 
 class Settings(BaseModel):
@@ -22,5 +23,24 @@ class Settings(BaseModel):
 class BadInput(Exception):
     """Something the user can mend: one sentence that names the field or file and the mend.
 
-    The command line prints it and exits with code 2.
+    The command line prints it and exits with code 2. Each sentence is one printable line of bounded length, whatever
+    keys, paths and values stand in it: control characters would break it up or steer the terminal, and lone surrogates
+    cannot be printed at all.
     """
+
+    def __init__(self, *sentences: str) -> None:
+        super().__init__(*map(_one_line, sentences))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
+def brief(text: str, longest: int = 60) -> str:
+    """Quote what a user gave, for a sentence; the middle of a long text is left out."""
+    return repr(text if len(text) <= longest else f"{text[: longest - 15]}...{text[-12:]}")
+
+
+def _one_line(sentence: str) -> str:
+    if len(sentence) > LONGEST_SENTENCE:  # the place stands at the beginning, the mend at the end
+        sentence = f"{sentence[: LONGEST_SENTENCE * 2 // 3]} ... {sentence[-LONGEST_SENTENCE // 3 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
 from nlt.noise import Noise, NoNoise
 from nlt.optim import SGD
-from nlt.settings import BadInput, Settings
+from nlt.settings import BadInput, Settings, brief
 from nlt.train import Precision, Stage
 
 Method = Annotated[Standard | O2U, Field(discriminator="name")]
@@ -22,6 +23,7 @@ Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.
 DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile", "checkpoint_every"}
+MAX_BYTES = 1_000_000  # the shipped files have 2,000
 MAX_NESTING = 50  # losses nest in losses; pydantic and json stop at depths that depend on the machine
 
 
@@ -106,7 +108,9 @@ def json_schema() -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        text = raw.decode()
     except FileNotFoundError:
         raise BadInput(f"{path}: there is no such file.") from None
     except IsADirectoryError:
@@ -115,6 +119,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if len(raw) > MAX_BYTES:  # also what never ends, such as /dev/zero
+        raise BadInput(f"{path}: larger than {MAX_BYTES:,} bytes; this is no experiment file.")
     try:
         data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -142,7 +148,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for key, value in pairs:
         if key in data:
-            raise ValueError(f"the key {key!r} stands twice in one object; remove one")
+            raise ValueError(f"the key {brief(key)} stands twice in one object; remove one")
         data[key] = value
     return data
 
@@ -165,7 +171,7 @@ def _set(data: dict[str, Any], override: str) -> None:
     for parent in parents:
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise BadInput(f"--set {override}: {parent!r} is {json.dumps(child)}, which has no keys.")
+            raise BadInput(f"--set {override}: {parent!r} is {brief(json.dumps(child))}, which has no keys.")
         data = child
     data[last] = value
 
@@ -187,7 +193,7 @@ def _sentence(error: ValidationError, data: Any) -> str:
         case "union_tag_not_found":
             what = '"name" is missing; it says which kind this is'
         case "union_tag_invalid":
-            what = f"there is no {first['ctx']['tag']!r}; use one of {first['ctx']['expected_tags']}"
+            what = f"there is no {brief(first['ctx']['tag'])}; use one of {first['ctx']['expected_tags']}"
             place += ".name"
         case _:
             what = first["msg"].removeprefix("Value error, ")
@@ -205,7 +211,8 @@ def _place(loc: tuple[int | str, ...], data: Any, ends_with_key: bool) -> str:
         is_key = i == len(loc) - 1 and ends_with_key
         if not is_key and isinstance(data, dict) and part not in data and part == data.get("name"):
             continue
-        keys.append(str(part))
+        # As the user would write it, unless dots, blanks or nothing at all would make the dotted key unreadable.
+        keys.append(str(part) if re.fullmatch(r"[\w$-]{1,60}", str(part)) else brief(str(part)))
         try:
             data = data[part]
         except (KeyError, IndexError, TypeError):

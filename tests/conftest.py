@@ -116,3 +116,41 @@ def make_run(
 
 def make_learner(network: torch.nn.Module, **sgd: float) -> Learner:
     return Learner(network, SGD(**sgd), torch.device("cpu"), "fp32")
+
+
+@pytest.fixture(scope="session")
+def killer():
+    """Runs commands that die on demand; see killer.py."""
+    from crashing import Killer
+
+    killer = Killer()
+    yield killer
+    killer.process.stdin.close()
+    killer.process.wait(timeout=30)
+
+
+@pytest.fixture
+def place(tmp_path: Path, template_store: Path) -> Path:
+    """A folder with a fresh embedded store in mlruns/."""
+    shutil.copytree(template_store, tmp_path / "mlruns")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def peaceful(killer, tmp_path_factory, template_store):
+    """Method -> what a run of it leaves that was never interrupted."""
+    from crashing import contents, spec_file
+
+    known = {}
+
+    def of(method: str, **changes: object) -> dict[str, object]:
+        key = f"{method} {changes}"
+        if key not in known:
+            place = tmp_path_factory.mktemp("peaceful")
+            shutil.copytree(template_store, place / "mlruns")
+            code, text = killer("launch", spec_file(place, method, **changes), "--device", "cpu", cwd=place)
+            assert code == 0, text
+            known[key] = contents(place)
+        return known[key]
+
+    return of

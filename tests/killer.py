@@ -2,13 +2,16 @@
 
     python killer.py < requests        one JSON object a line, answered by one line with the exit code
 
-A request: {"args": [...], "cwd": DIR, "out": FILE, "env": {...}, "die": {"at": MOMENT, "n": N} | {"after": SECONDS} | null}.
+A request: {"args": [...], "cwd": DIR, "out": FILE, "env": {...}, "die": DEATH | null}, and
+DEATH: {"at": MOMENT, "n": N} | {"after": SECONDS} | {"file_size": BYTES}.
 MOMENT names a function below; the process kills itself with SIGKILL in the middle of the N-th call of it. That meets
 moments that a clock would hit once in a thousand tries. -9 is the answer where it came to that.
+With "file_size" nothing dies, but no file may grow beyond that.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import threading
@@ -94,6 +97,9 @@ def child(request: dict[str, Any]) -> None:
         case {"at": moment, "n": n}:
             owner, name, half, *of = MOMENTS[moment]
             cut(owner, name, n, half, *of)
+        case {"file_size": limit}:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         case {"after": seconds}:
 
             def later() -> None:

@@ -210,6 +210,14 @@ def test_validate_names_every_wrong_file(tmp_path, spec_file):
     assert "bad2.json: no valid JSON" in result.output
 
 
+def test_validate_prints_a_name_that_is_not_utf_8(tmp_path):
+    path = tmp_path / os.fsdecode(b"odd\xff.json")
+    path.write_text(json.dumps(tiny()))
+    done = shell("validate", path, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("odd\ufffd.json: valid\n")
+
+
 def test_schema_command():
     assert json.loads(nlt_("schema").output) == json_schema()
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tiny
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,6 +28,7 @@ from nlt.data import Cifar4, Cifar10, Cifar100, Data, Dataset, Digits, ImageFold
 from nlt.data import cifar as cifar_module
 from nlt.data.samples import HOLD_OUT_STREAM, LIMIT_STREAM, _limited, _permutation
 from nlt.settings import BadInput
+from nlt.spec import check
 
 GOLDEN = [[3, 1, 0, 4, 5, 6, 7, 2], [7, 5, 3, 2, 0, 1, 6, 4]]  # permutations of 8 with seed 0, streams 1 and 2
 
@@ -151,6 +153,11 @@ def test_largest_limit(labels: list[int], largest: int) -> None:
     assert len(_limited(small(labels), names, largest, seed=0)) == largest
     with pytest.raises(BadInput, match=rf"data.limit {largest + 1} .*set data.limit to at most {largest}$"):
         _limited(small(labels), names, largest + 1, seed=0)
+
+
+def test_limit_beyond_64_bits() -> None:
+    with pytest.raises(BadInput, match="data.limit 1000000000000000000000 needs .*set data.limit to at most 2$"):
+        _limited(small([0, 1]), ("a", "b"), 10**21, seed=0)
 
 
 def test_limit_with_an_empty_class() -> None:
@@ -425,6 +432,10 @@ def test_digest_covers_everything_and_nothing_else(tmp_path: Path) -> None:
         ({"class_names": np.array("cat")}, r"class_names must be .*shape \(\)"),
         ({"class_names": np.array(["cat", "dog", "cat"])}, "class_names holds 'cat' more than once"),
         ({"class_names": np.array(["cat"])}, "class_names must be .*at least 2"),
+        ({"class_names": np.array(["cat", "dog", ""])}, r"class_names\[2\] is empty, no text or holds control"),
+        ({"class_names": np.array(["cat", "dog\nowl", "emu"])}, r"class_names\[1\] is empty, no text or holds control"),
+        ({"class_names": np.array(["cat", "\ud800", "emu"])}, r"class_names\[1\] is empty, no text or holds control"),
+        ({"class_names": np.arange(10_001).astype(str)}, "mine.npz has 10,001 classes, at most 10,000"),
         ({"train_images": np.zeros((6, 2, 4, 3))}, "train_images must be uint8 .*found float64 of shape"),
         ({"train_images": np.zeros((6, 2), np.uint8)}, r"train_images must be .*shape \(6, 2\)"),
         ({"test_images": np.zeros((3, 3, 2, 4), np.uint8)}, r"test_images must be .*C 1 or 3.*\(3, 3, 2, 4\)"),
@@ -446,6 +457,33 @@ def test_npz_names_file_and_array(tmp_path: Path, changed: dict[str, Any], messa
     with pytest.raises(BadInput, match=message) as caught:
         write_npz(tmp_path / "mine.npz", **changed).load(tmp_path)
     assert str(tmp_path / "mine.npz") in str(caught.value)
+
+
+def test_class_name_with_a_number_that_no_character_has(tmp_path: Path) -> None:
+    """numpy reads it, and Python's own functions on strings then raise SystemError."""
+    names = np.array([*"ca", *"do", *"ow"]).view(np.uint32)
+    names[-1] = 0x110000
+    with pytest.raises(BadInput, match=r"class_names\[2\] is empty, no text"):
+        write_npz(tmp_path / "mine.npz", class_names=names.view("U2")).load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "image_folder"])
+def test_path_that_no_system_takes(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(BadInput, match="x.json: data.path: a path cannot hold the character"):
+        check(tiny(data={"name": kind, "path": "a\0b"}), "x.json")
+    with pytest.raises(BadInput, match="(?i)cannot .*read .*file name too long"):
+        parse(json.dumps({"name": kind, "path": "a" * 300})).load(tmp_path)
+
+
+def test_cifar_where_no_file_can_be_made_does_not_wait_for_ever() -> None:
+    with pytest.raises(BadInput, match="could not download"):
+        Cifar10().load(Path("/proc"))
+
+
+def test_npz_that_is_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(BadInput, match="pipe.npz is no file"):
+        Npz(path=str(tmp_path / "pipe.npz")).load(tmp_path)
 
 
 def cut(file: Path) -> None:

@@ -413,6 +413,60 @@ def test_a_server_that_does_not_answer_is_noticed_at_once_and_no_password_is_sho
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://[::1", "is no address"),
+        ("http://user:hunter2@[::1", "is no address"),
+        ("http://127.0.0.1:port", "is no address"),
+        ("http://127.0.0.1:1/a b\x7f", "is no address"),
+        ("http://user:hunter2/x@127.0.0.1:1", "\\*\\*\\*@127.0.0.1:1 does not answer"),
+        ("http://127.0.0.1:1/?password=hunter2", "password=\\*\\*\\* does not answer"),
+        ("user:hunter2@127.0.0.1", "keeps no runs there"),
+        ("sqlite://user:hunter2@127.0.0.1/x", "name a file"),
+        ("sqlite:///x.db?mode=ro", "name a file, without a question mark"),
+        ("sqlite:///" + "a" * 300, "(?i)name too long"),
+        ("sqlite:////proc/x.db", "the MLflow store /proc/x.db cannot be written"),
+    ],
+)
+def test_a_tracking_uri_that_will_not_do_is_refused_and_no_password_is_shown(uri, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=message) as caught:
+        open_store(uri)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_password_for_a_server_is_not_looked_up_as_a_name(monkeypatch):
+    import socket
+
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kwargs: asked.append(host) or [])
+    with pytest.raises(BadInput):
+        open_store("http://user:secret@127.0.0.1:9")
+    assert asked == ["127.0.0.1"]
+
+
+def test_a_database_that_does_not_answer_is_noticed_at_once():
+    """MLflow alone would try for 102 seconds. Where psycopg is not installed, the driver is what is missing."""
+    began = time.monotonic()
+    with pytest.raises(BadInput, match=r"postgresql://\*\*\*@127.0.0.1:1/x: cannot be used"):
+        open_store("postgresql://user:secret@127.0.0.1:1/x")
+    assert time.monotonic() - began < 10
+
+
+def test_single_images_that_batch_norm_cannot_take_are_refused_before_the_run():
+    """8 x 8 digits are one pixel after ResNet-18; cnn9 keeps 2 x 2."""
+    method = {"name": "standard", "training": {"epochs": 1, "batch_size": 1}}
+    with pytest.raises(BadInput, match="method.training.batch_size: batch norm cannot take single images of 8 x 8"):
+        prepare(spec_of(method=method, model={"name": "resnet18"}), 0, "cpu", "data")
+    prepare(spec_of(method=method), 0, "cpu", "data")
+
+
+def test_a_data_root_of_an_unknown_user_is_a_folder_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(prepare(spec_of(), 0, "cpu", "~nobody-here/x").facts.train) == 100
+
+
 def test_mlflow_telemetry_is_off():
     code = "import nlt.tracking, os; print(os.environ['MLFLOW_DISABLE_TELEMETRY'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPO)

@@ -96,6 +96,10 @@ def test_cosine_by_hand(t: int, by_hand: float) -> None:
     assert Cosine(lr=0.2, final_lr=0.01).at(t, 9) == pytest.approx(by_hand, rel=1e-6)
 
 
+def test_cosine_of_the_largest_rate_is_finite() -> None:
+    assert Cosine(lr=1.7e308).at(1, 10) == 1.7e308
+
+
 def test_cosine_is_half_way_down_in_the_middle() -> None:
     """Epoch 6 of 10: 5 of 10 are over, cos 90 degrees = 0. The default ends at 0, one epoch after the last."""
     assert Cosine(lr=0.1).at(6, 10) == pytest.approx(0.05)

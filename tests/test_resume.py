@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO, tiny
+from crashing import DATA, METHODS, contents, spec_file
 from recorded import differences, recorded
-from test_crash import DATA, METHODS, contents, killer, peaceful, place, spec_file  # noqa: F401  (fixtures)
 
 import nlt
 from nlt.launcher import _hint, resume, unfinished_runs
@@ -24,24 +24,24 @@ from nlt.spec import check
 from nlt.tracking import open_store
 
 
-def uri_of(place: Path) -> str:  # noqa: F811
+def uri_of(place: Path) -> str:
     return f"sqlite:///{place / 'mlruns' / 'mlflow.db'}"
 
 
 @pytest.fixture
-def killed(killer, place):  # noqa: F811
+def killed(killer, place):
     """A place with one O2U run that was killed after its fourth epoch."""
     code, text = killer("launch", spec_file(place, "o2u"), "--device", "cpu", cwd=place, die={"at": "after-checkpoint", "n": 4})  # fmt: skip
     assert code == -9, text
     return place
 
 
-def run_json(place: Path) -> Path:  # noqa: F811
+def run_json(place: Path) -> Path:
     (path,) = (place / "mlruns" / "runs").glob("*/run.json")
     return path
 
 
-def test_resume_without_ids_says_what_it_goes_on_with(killer, killed, peaceful):  # noqa: F811
+def test_resume_without_ids_says_what_it_goes_on_with(killer, killed, peaceful):
     run_id = run_json(killed).parent.name
     code, text = killer("resume", cwd=killed)
     assert code == 0
@@ -52,7 +52,7 @@ def test_resume_without_ids_says_what_it_goes_on_with(killer, killed, peaceful):
     assert killer("resume", cwd=killed) == (0, "nothing to resume\n")
 
 
-def test_resume_by_id(killer, killed):  # noqa: F811
+def test_resume_by_id(killer, killed):
     run_id = run_json(killed).parent.name
     code, text = killer("resume", run_id, cwd=killed)
     assert (code, text.count(run_id)) == (0, 2)
@@ -61,7 +61,7 @@ def test_resume_by_id(killer, killed):  # noqa: F811
     assert "it is over and delivered, or it was launched from another folder" in text
 
 
-def test_launch_says_that_an_unfinished_run_of_the_same_spec_and_seed_waits(killer, killed):  # noqa: F811
+def test_launch_says_that_an_unfinished_run_of_the_same_spec_and_seed_waits(killer, killed):
     run_id = run_json(killed).parent.name
     code, text = killer("launch", spec_file(killed, "o2u"), "--device", "cpu", cwd=killed)
     assert code == 0
@@ -80,7 +80,7 @@ def test_launch_says_that_an_unfinished_run_of_the_same_spec_and_seed_waits(kill
         (lambda facts: facts["same"].update({"set of training labels": "0" * 64}), "set of training labels"),
     ],
 )
-def test_what_no_longer_fits_is_refused_by_name_and_nothing_is_touched(killer, killed, change, named):  # noqa: F811
+def test_what_no_longer_fits_is_refused_by_name_and_nothing_is_touched(killer, killed, change, named):
     path = run_json(killed)
     facts = json.loads(path.read_text())
     change(facts)
@@ -93,7 +93,7 @@ def test_what_no_longer_fits_is_refused_by_name_and_nothing_is_touched(killer, k
     assert sorted((p.name, p.stat().st_size) for p in path.parent.iterdir()) == before
 
 
-def test_changed_data_are_refused(killer, place):  # noqa: F811
+def test_changed_data_are_refused(killer, place):
     rng = np.random.default_rng(0)
     arrays = dict(
         train_images=rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), train_labels=rng.integers(0, 3, 60),
@@ -117,7 +117,7 @@ def test_changed_data_are_refused(killer, place):  # noqa: F811
     assert code == 0, text
 
 
-def test_what_may_change_numbers_is_said(killer, killed):  # noqa: F811
+def test_what_may_change_numbers_is_said(killer, killed):
     path = run_json(killed)
     facts = json.loads(path.read_text())
     facts["alike"] |= {"torch": "1.0", "git commit": "abc"}
@@ -140,7 +140,7 @@ def test_a_run_in_progress_is_left_alone(killed):
     folder.close()
 
 
-def test_a_damaged_newest_checkpoint_costs_one_epoch_and_is_told(killer, killed, peaceful):  # noqa: F811
+def test_a_damaged_newest_checkpoint_costs_one_epoch_and_is_told(killer, killed, peaceful):
     newest = sorted(run_json(killed).parent.glob("checkpoint-*.pt"))[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
@@ -152,7 +152,7 @@ def test_a_damaged_newest_checkpoint_costs_one_epoch_and_is_told(killer, killed,
     assert differences(peaceful("o2u"), contents(killed)) == []
 
 
-def test_a_launch_that_dies_before_anything_is_computed_is_marked_killed_by_resume(killer, place):  # noqa: F811
+def test_a_launch_that_dies_before_anything_is_computed_is_marked_killed_by_resume(killer, place):
     code, _ = killer("launch", spec_file(place, "o2u"), "--device", "cpu", cwd=place, die={"at": "after-creation", "n": 1})  # fmt: skip
     assert code == -9
     code, text = killer("resume", cwd=place)
@@ -166,7 +166,7 @@ def test_a_launch_that_dies_before_anything_is_computed_is_marked_killed_by_resu
 # ---- Ctrl-C and SIGTERM ----
 
 
-def launch_in_background(place: Path, **changes: object) -> subprocess.Popen:  # noqa: F811
+def launch_in_background(place: Path, **changes: object) -> subprocess.Popen:
     (place / "long.json").write_text(json.dumps(tiny(data=DATA) | changes))
     command = [sys.executable, "-c", "from nlt.cli import main; main()", "launch", "long.json", "--device", "cpu"]
     environment = os.environ | {"PYTHONPATH": str(REPO)}
@@ -176,11 +176,11 @@ def launch_in_background(place: Path, **changes: object) -> subprocess.Popen:  #
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(killer, place, how, tmp_path_factory):  # noqa: F811
-    long = {"name": "standard", "training": {"epochs": 60, "batch_size": 8}}
+def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(killer, place, how, tmp_path_factory):
+    long = {"name": "standard", "training": {"epochs": 30, "batch_size": 8}}
     process = launch_in_background(place, method=long)
     for line in process.stdout:
-        if "3/60" in line:
+        if "3/30" in line:
             break
     process.send_signal(how)
     _, err = process.communicate(timeout=60)
@@ -209,7 +209,7 @@ def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(kil
     assert differences(one, two) == []
 
 
-def test_stopped_twice_it_stops_at_once(place):  # noqa: F811
+def test_stopped_twice_it_stops_at_once(place):
     slow = {"name": "standard", "training": {"epochs": 2, "batch_size": 1}}  # minutes for an epoch
     process = launch_in_background(place, method=slow, data={"name": "digits"}, model={"name": "cnn9", "width": 1.0})
     for line in process.stdout:
@@ -246,7 +246,7 @@ def test_eight_processes_share_one_sqlite_store_and_nothing_is_lost(tmp_path):
         assert differences(one, other) == []
 
 
-def test_nothing_is_writable_by_the_group_or_the_world(place):  # noqa: F811
+def test_nothing_is_writable_by_the_group_or_the_world(place):
     before = os.umask(0)
     try:
         process = launch_in_background(place, method={"name": "standard", "training": {"epochs": 1}})
@@ -264,7 +264,7 @@ def test_out_of_memory_and_a_full_disk_name_the_mend():
     assert _hint(OSError(5, "Input/output error"), 3) is None
 
 
-def test_best_validation_weights_are_those_of_that_epoch(place):  # noqa: F811
+def test_best_validation_weights_are_those_of_that_epoch(place):
     """With a falling validation accuracy (lr far too high later) they are not the last ones."""
     from safetensors.torch import load_file
 

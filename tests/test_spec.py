@@ -163,6 +163,12 @@ WRONG = [
         "x.json: method.training.schedule: fractions must ascend and be one fewer than lrs.",
     ),
     ({"noise": {"name": "symmetric", "rate": 0.5, "seed": 2**63}}, "x.json: noise.seed: input should be less than"),
+    ({"a\nb": 1}, r"x.json: 'a\nb': unknown key; remove it."),
+    ({"": 1}, "x.json: '': unknown key; remove it."),
+    ({"\u202e\x1b[31m": 1}, r"x.json: '\u202e\x1b[31m': unknown key; remove it."),
+    ({"k" * 5000: 1}, "x.json: 'kkk"),
+    ({"data": {"name": "d" * 5000}}, "x.json: data.name: there is no 'ddd"),
+    ({"noise": {"name": "symmetric", "rate": 10**400}}, "x.json: noise.rate: input should be"),
     ({"about": "\ud800"}, "x.json: it holds a number or text that JSON cannot hold"),
 ]
 
@@ -172,7 +178,18 @@ def test_what_is_wrong_is_named(change, message):
     with pytest.raises(BadInput) as caught:
         check(tiny(**change), "x.json")
     assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+def test_a_sentence_is_one_printable_line_that_keeps_its_beginning_and_its_end():
+    error = BadInput("a.json: \x1b\n\u202e\ud800 " + "x" * 5000 + ": remove it.", "b.json: wrong.")
+    first, second = str(error).splitlines()
+    assert first.startswith(r"a.json: \x1b\n\u202e\ud800 xxx")
+    assert first.endswith("x: remove it.")
+    assert second == "b.json: wrong."
+    assert first.isprintable()
+    assert len(first) < 650
 
 
 UNREADABLE = [
@@ -202,6 +219,8 @@ def test_missing_binary_and_folder(tmp_path):
         load(tmp_path / "b.json")
     with pytest.raises(BadInput, match="this is a folder"):
         load(tmp_path)
+    with pytest.raises(BadInput, match="/dev/zero: larger than 1,000,000 bytes"):
+        load("/dev/zero")
 
 
 @pytest.mark.parametrize("override", ["a", "=3", "method..x=1", "name.x=1", "x=" + "[" * 100_000, "noise.rate=NaN"])

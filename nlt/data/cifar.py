@@ -73,7 +73,9 @@ def _read_cifar(kind: Literal["CIFAR10", "CIFAR100"], root: Path) -> tuple[tuple
         socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)  # torchvision sets none: a silent server would hang us for ever
         try:
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f".{cifar.base_folder}.lock"):  # runs that start together download it once
+            lock = root / f".{cifar.base_folder}.lock"
+            lock.touch()  # FileLock waits for ever where no file can be made, as in /proc
+            with FileLock(lock):  # runs that start together download it once
                 try:
                     train, test = read()
                 except (RuntimeError, OSError):

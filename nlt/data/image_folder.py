@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from nlt.data.samples import Dataset, DataSettings, Samples, finish, reason
+from nlt.data.samples import Dataset, DataSettings, PathText, Samples, finish, reason
 from nlt.settings import BadInput
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -35,7 +35,7 @@ class ImageFolder(DataSettings):
     """
 
     name: Literal["image_folder"] = "image_folder"
-    path: str
+    path: PathText
     """The folder that holds train/ and test/; relative to the current folder, ~ is expanded."""
     image_size: int | None = Field(None, ge=8, le=4096)
     """Make every image this many pixels wide and high: its centre square, resized; null if all have one size."""

@@ -4,7 +4,10 @@ Legend: N samples of one split, C channels (1 or 3), H height, W width, K classe
 """
 
 import os
+import stat
+import unicodedata
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nlt.data.samples import Dataset, DataSettings, Samples, finish, reason
-from nlt.settings import BadInput
+from nlt.data.samples import Dataset, DataSettings, PathText, Samples, finish, reason
+from nlt.settings import BadInput, brief
 
 
 class Npz(DataSettings):
@@ -25,7 +28,7 @@ class Npz(DataSettings):
     """
 
     name: Literal["npz"] = "npz"
-    path: str
+    path: PathText
     """The .npz file; relative to the current folder, ~ is expanded."""
 
     def load(self, root: Path) -> Dataset:
@@ -35,9 +38,14 @@ class Npz(DataSettings):
         names = arrays["class_names"]
         if names.dtype.kind != "U" or names.ndim != 1 or len(names) < 2:
             raise _wrong(file, "class_names", "(K,) strings with K at least 2", names)
-        classes = tuple(str(name) for name in names)
-        if repeated := sorted({name for name in classes if classes.count(name) > 1}):
-            raise BadInput(f"{file}: class_names holds {repeated[0]!r} more than once: give every class its own name")
+        classes = _texts(names)
+        # They are written into tables, pictures and MLflow; "Cc" are the control characters.
+        if odd := [i for i, name in enumerate(classes) if not name or "Cc" in map(unicodedata.category, name)]:
+            raise BadInput(f"{file}: class_names[{odd[0]}] is empty, no text or holds control characters: rename it")
+        if repeated := sorted(name for name, count in Counter(classes).items() if count > 1):
+            raise BadInput(
+                f"{file}: class_names holds {brief(repeated[0])} more than once: give every class its own name"
+            )
 
         def samples(split: str) -> Samples:
             images_NCHW = _check_images(file, f"{split}_images", arrays[f"{split}_images"])
@@ -61,10 +69,17 @@ class Npz(DataSettings):
 def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     """The arrays we know by name; BadInput if the file or a required array is missing or cannot be read."""
     required = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
-    if not file.is_file():
-        found = "is a folder" if file.is_dir() else "is not there"
-        raise BadInput(f"data.path: {file} {found}: name an .npz file")
-    if not zipfile.is_zipfile(file):  # the zip directory stands at the end, so this finds a cut-off file too
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe would keep us waiting
+            found = "is a folder" if file.is_dir() else "is no file"
+            raise BadInput(f"data.path: {file} {found}: name an .npz file")
+        with file.open("rb") as opened:
+            complete = zipfile.is_zipfile(opened)  # the zip directory stands at the end, so it is missed if cut off
+    except FileNotFoundError as error:
+        raise BadInput(f"data.path: {file} is not there: name an .npz file") from error
+    except OSError as error:  # not ours to read, a name too long, ...
+        raise BadInput(f"data.path: {file} cannot be read ({error.strerror}): name an .npz file") from error
+    if not complete:
         raise BadInput(f"data.path: {file} is not a complete, readable .npz file: write it with numpy.savez")
     arrays: dict[str, NDArray[Any]] = {}
     at = "its list of arrays"
@@ -81,6 +96,14 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     if missing := [name for name in required if name not in arrays]:
         raise BadInput(f"{file} has no array {missing[0]}: it must hold {', '.join(required)}")
     return arrays
+
+
+def _texts(names: NDArray[Any]) -> tuple[str, ...]:
+    """The K names; an empty one for what is no text: numpy reads it all the same, Python cannot work with it."""
+    width = max(1, names.dtype.itemsize // 4)
+    codes_KW = np.ascontiguousarray(names.astype(f"=U{width}")).view(np.uint32).reshape(len(names), width)
+    no_text_KW = (codes_KW > 0x10FFFF) | ((codes_KW >= 0xD800) & (codes_KW <= 0xDFFF))
+    return tuple("" if no_text_KW[i].any() else str(names[i]) for i in range(len(names)))
 
 
 def _wrong(file: Path, array: str, expected: str, found: NDArray[Any]) -> BadInput:

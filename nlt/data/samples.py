@@ -8,17 +8,19 @@ Legend: N samples of one split, C channels (1 or 3), H height, W width, K classe
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 from torch import Tensor
 
-from nlt.settings import BadInput, Seed, Settings
+from nlt.settings import BadInput, Seed, Settings, brief
 
+MAX_CLASSES = 10_000  # a transition matrix of 800 MB
 LIMIT_STREAM, HOLD_OUT_STREAM = 1, 2  # one seed, two unrelated permutations
 
 
@@ -78,6 +80,15 @@ def hold_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sam
     return samples.take((~is_val_N).nonzero().squeeze(1)), samples.take(is_val_N.nonzero().squeeze(1))
 
 
+def _no_nul(path: str) -> str:
+    if "\0" in path:  # the one character that no system takes in a path; Python raises ValueError for it, not OSError
+        raise ValueError("a path cannot hold the character \\u0000")
+    return path
+
+
+PathText = Annotated[str, AfterValidator(_no_nul)]
+
+
 class DataSettings(Settings):
     """What every data set can be asked for."""
 
@@ -100,9 +111,12 @@ class DataSettings(Settings):
 
 def finish(settings: Any, names: tuple[str, ...], train: Samples, test: Samples) -> Dataset:
     """Apply `classes` and `limit` to complete splits over the classes `names`."""
+    if len(names) > MAX_CLASSES:
+        where = getattr(settings, "path", settings.name)
+        raise BadInput(f"data: {where} has {len(names):,} classes, at most {MAX_CLASSES:,} are possible: merge some")
     if settings.classes is not None:
         if unknown := [name for name in settings.classes if name not in names]:
-            raise BadInput(f"data.classes: {settings.name} has no class {unknown[0]!r}, only {', '.join(names)}")
+            raise BadInput(f"data.classes: {settings.name} has no class {brief(unknown[0])}, only {', '.join(names)}")
         train, test = (pick(split, names, settings.classes) for split in (train, test))
         names = settings.classes
         for split, samples in (("training", train), ("test", test)):
@@ -132,9 +146,9 @@ def _limited(samples: Samples, names: tuple[str, ...], limit: int, seed: int) ->
     """limit // K random samples of each given label, one more of each of the first limit % K; rows stay in order."""
     K, labels_N = len(names), samples.labels_N.numpy()
     have_K = np.bincount(labels_N, minlength=K)
-    need_K = limit // K + (np.arange(K) < limit % K)
-    if (need_K > have_K).any():
-        k = int(np.argmax(need_K > have_K))
+    need_K = [limit // K + (k < limit % K) for k in range(K)]  # Python's integers: a limit may be of any size
+    if lacking := [k for k in range(K) if need_K[k] > have_K[k]]:
+        k = lacking[0]
         # label k takes part in the remainder only if limit % K > k, so have * K + k is the last limit it can serve
         largest = int((have_K * K + np.arange(K)).min())
         mend = f"set data.limit to at most {largest}" if largest >= 2 else "leave data.limit out"
@@ -163,4 +177,5 @@ def _digest(names: tuple[str, ...], train: Samples, test: Samples) -> str:
 
 def reason(error: BaseException) -> str:
     """Put an exception into a few words, for a sentence in brackets."""
-    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+    words = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "?", " ".join(str(error).split()))
+    return words.rstrip(".")[:200] or type(error).__name__

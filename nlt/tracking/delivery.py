@@ -95,12 +95,12 @@ class Courier:
         """Tell it that the journal has grown."""
         self._wake.set()
 
-    def drain(self) -> bool:
-        """Wait until all is delivered, or until nothing has got through for `PATIENCE_S`; tell whether all is."""
+    def drain(self, patience_s: float = PATIENCE_S) -> bool:
+        """Wait until all is delivered, or until nothing has got through for `patience_s`; tell whether all is."""
         self._closing.set()
         self.wake()
         seen, since = self._folder.delivered, time.monotonic()
-        while self._folder.delivered < self._folder.journal.end and time.monotonic() - since < PATIENCE_S:
+        while self._folder.delivered < self._folder.journal.end and time.monotonic() - since < patience_s:
             time.sleep(0.01)
             if self._folder.delivered != seen:
                 seen, since = self._folder.delivered, time.monotonic()

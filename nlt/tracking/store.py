@@ -2,11 +2,13 @@
 
 import logging
 import os
+import re
 import sqlite3
 import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import mlflow
+import sqlalchemy
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,10 +31,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from nlt.settings import BadInput
 from nlt.view import TAG, comparison_view
 
-HTTP_PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself only after minutes of retries
+PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself only after minutes of retries
 SQLITE_BUSY_SECONDS = 60.0  # how long to wait while other runs write
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
+# It prints a traceback of each database error that it also raises.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,19 @@ class Store:
 
 def without_credentials(uri: str) -> str:
     """Return a tracking URI without the user name and password in it."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+    if uri.startswith("sqlite:///") or "@" not in uri:
+        return uri
+    # Not urlsplit's idea of them: a password may hold "/" or "[", and what is no URL at all may still hold a password.
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri)
+    return (scheme[0] if scheme else "") + uri.rpartition("@")[2]
 
 
 def shown(uri: str) -> str:
-    """Return a tracking URI as it may be printed: with `***@` for user name and password."""
+    """Return a tracking URI as it may be printed: with `***` for user name and password."""
     bare = without_credentials(uri)
-    return bare if bare == uri else bare.replace("://", "://***@", 1)
+    if bare != uri:
+        bare = bare.replace("://", "://***@", 1) if "://" in bare else f"***@{bare}"
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret)[^=&]*=)[^&#]*", r"\1***", bare)
 
 
 def open_store(uri: str | None = None) -> Store:
@@ -74,7 +84,10 @@ def open_store(uri: str | None = None) -> Store:
         BadInput: the store cannot be reached or written.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlruns').absolute() / 'mlflow.db'}"
-    scheme = urlsplit(uri).scheme
+    try:
+        scheme = urlsplit(uri).scheme
+    except ValueError:  # a bracket that opens and never closes, characters that look like "/" to some
+        raise _no_url(uri) from None
     if scheme == "sqlite":
         return _open_sqlite(uri)
     if scheme in ("http", "https"):
@@ -85,6 +98,8 @@ def open_store(uri: str | None = None) -> Store:
             "http(s):// server or a postgresql:// database, or leave it out for the embedded store."
         )
     try:
+        if not scheme.startswith(("http", "databricks")):
+            _probe_database(uri)
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # database drivers raise what they like, and their texts may hold the password
@@ -93,12 +108,15 @@ def open_store(uri: str | None = None) -> Store:
 
 
 def _open_sqlite(uri: str) -> Store:
-    # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy reads them
+    # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy reads them; it ends the path at a "?".
     path = Path(uri.removeprefix("sqlite:///")).absolute()
-    if not uri.startswith("sqlite:///") or path.is_dir() or uri == "sqlite:///":
-        raise BadInput(f"tracking URI {uri}: name a file, as in sqlite:///mlruns/mlflow.db.")
+    if not uri.startswith("sqlite:///") or os.path.isdir(path) or uri == "sqlite:///" or "?" in str(path):
+        raise BadInput(
+            f"tracking URI {shown(uri)}: name a file, without a question mark, as in sqlite:///mlruns/mlflow.db."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _store_lock(path.parent).touch()  # FileLock waits for ever where no file can be made, as in /proc
         # MLflow's own migrations crash when several processes run them on a fresh file at once.
         with FileLock(_store_lock(path.parent)):
             fresh = not path.exists()
@@ -114,8 +132,14 @@ def _open_sqlite(uri: str) -> Store:
         artifacts.mkdir(exist_ok=True)
         if not os.access(artifacts, os.W_OK):
             raise PermissionError(f"{artifacts} is read-only")
-    except (OSError, sqlite3.Error, SQLAlchemyError, MlflowException) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (
+        OSError,
+        ValueError,
+        sqlite3.Error,
+        SQLAlchemyError,
+        MlflowException,
+    ) as error:  # ValueError: bytes that are not UTF-8
+        reason = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"the MLflow store {path} cannot be written ({reason}): make it writable, or name another with "
             "--tracking-uri or MLFLOW_TRACKING_URI."
@@ -130,18 +154,32 @@ def _store_lock(folder: Path) -> Path:
 
 def _probe(uri: str) -> None:
     try:
-        # urllib takes a user name for a part of the host; who may do what shows when the store is used
-        with urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=HTTP_PROBE_SECONDS):
+        # urllib would take user name and password for a part of the host's name and look it up; /health needs neither.
+        with urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=PROBE_SECONDS):
             pass
     except urllib.error.HTTPError as error:
         if error.code >= 500:
             raise BadInput(f"the MLflow server {shown(uri)} answers {error.code}: look at its log.") from None
-    except (OSError, ValueError) as error:
+    except (ValueError, HTTPException):
+        raise _no_url(uri) from None
+    except OSError as error:
         reason = getattr(error, "reason", error)
         raise BadInput(
             f"the MLflow server {shown(uri)} does not answer ({reason}): start it, or unset MLFLOW_TRACKING_URI "
             "to use the embedded store."
         ) from None
+
+
+def _probe_database(uri: str) -> None:
+    """Connect once: MLflow would try an unreachable server for 102 seconds, and print each attempt."""
+    waits = {} if uri.startswith("mssql") else {"connect_timeout": int(PROBE_SECONDS)}
+    engine = sqlalchemy.create_engine(uri, connect_args=waits, poolclass=sqlalchemy.NullPool)
+    with engine.connect():
+        pass
+
+
+def _no_url(uri: str) -> BadInput:
+    return BadInput(f"tracking URI {shown(uri)}: is no address; write it as http://HOST:PORT or sqlite:///PATH.")
 
 
 def experiment_id(store: Store, name: str) -> str:

@@ -30,7 +30,7 @@ from nlt.figures import Picture, image_grid, loss_histogram
 from nlt.run import Epoch, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment
-from nlt.tracking.delivery import Courier
+from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
 from nlt.tracking.store import Store, experiment_id, shown
 from nlt.train import Learner
@@ -229,10 +229,10 @@ class Tracker:
         with contextlib.suppress(OSError):  # a full disk is why we stop, perhaps
             self._append(end)
 
-    def close(self) -> str:
+    def close(self, patience_s: float = PATIENCE_S) -> str:
         """Wait for what is under way to MLflow and let go of the run; return what to tell the user, or ""."""
         complaint = self._complaint
-        if not self._courier.drain():
+        if not self._courier.drain(patience_s):
             complaint += (
                 f"{self._folder.waiting()} records of run {self._folder.run_id} have not reached MLflow "
                 f"({self._courier.complaint()}): they are safe in {self._folder.path}, and `nlt sync` delivers them."

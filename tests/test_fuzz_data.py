@@ -1,0 +1,265 @@
+"""A user's data, damaged byte by byte and array by array: a data set comes out, or one sentence that names the file."""
+
+import io
+import shutil
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from fuzzing import NASTY_NUMBERS, NASTY_TEXT, assert_one_sentence, corrupted, fuzz, sizes
+from hypothesis import strategies as st
+from PIL import Image
+
+from nlt.data import Dataset, ImageFolder, Npz
+from nlt.settings import BadInput
+from nlt.spec import check
+
+# zipfile's about a member that stands twice, Pillow's about tags it skips
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# ---- npz ----
+
+
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.RandomState(0)
+    return {
+        "train_images": rng.randint(0, 256, (8, 4, 5, 3)).astype(np.uint8),
+        "train_labels": np.arange(8) % 3,
+        "test_images": rng.randint(0, 256, (4, 4, 5, 3)).astype(np.uint8),
+        "test_labels": np.arange(4) % 3,
+        "class_names": np.array(["cat", "dog", "owl"]),
+        "train_clean_labels": np.arange(8) % 3,
+    }
+
+
+MEMBERS = {name: npy(array) for name, array in arrays().items()}
+DTYPES = ["u1", "i1", "i8", ">i4", "u8", "f2", "f8", "c16", "?", "U3", "S3", "O", "M8[s]", "m8", "V3", "i4,f4", "U0"]
+SHAPES = [(), (0,), (1,), (3,), (8,), (8, 1), (0, 4, 5), (8, 4, 5), (8, 4, 5, 1), (8, 4, 5, 2), (8, 5, 4, 3), (8, 0, 5, 3),
+          (2, 2, 2, 2, 2), (10**12,), (2**62, 4), (-1,)]  # fmt: skip
+
+
+def header(descr: str, shape: str, version: bytes = b"\x01\x00") -> bytes:
+    """An array file by hand, so that it can claim what numpy would not write."""
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY" + version + struct.pack("<H", len(text) & 0xFFFF) + text
+
+
+@st.composite
+def other_arrays(draw: st.DrawFn, name: str) -> bytes:
+    """Another array in the place of that one: of another kind or shape, with odd values, or a header that lies."""
+    good = arrays()[name]
+    match draw(st.sampled_from(["dtype", "shape", "values", "names", "claim", "pickle", "bytes", "raw", "raw"])):
+        case "dtype":
+            kind = np.dtype(draw(st.sampled_from(DTYPES)))
+            return npy(np.zeros(draw(st.sampled_from([good.shape, *SHAPES[:13]])), kind))
+        case "shape":
+            return npy(np.resize(good, draw(st.sampled_from(SHAPES[:13]))))
+        case "values" if good.dtype.kind == "i":
+            odd = draw(st.sampled_from([x for x in NASTY_NUMBERS if isinstance(x, int) and abs(x) < 2**63]))
+            return npy(np.array([odd, *good[1:].tolist()]))
+        case "names":
+            if draw(st.integers(0, 9)) == 0:
+                return npy(np.arange(100_000).astype(str))
+            count = draw(st.sampled_from([2, 3, 4, 200]))
+            texts = st.one_of(st.sampled_from([*NASTY_TEXT, "ow\ud800"]), st.text(max_size=5))
+            beyond = draw(
+                st.sampled_from([b"", b"", b"l\0\x11\0", b"\xff\xff\xff\x7f"])
+            )  # no character has this number
+            whole = npy(np.array([draw(texts) for _ in range(count)]))
+            return whole[: len(whole) - len(beyond)] + beyond
+        case "claim":
+            descr = draw(
+                st.sampled_from([*(repr(d) for d in DTYPES), "'U999999999999'", "[]", "'<f8' * 9", "__import__('os')"])
+            )
+            shape = draw(
+                st.sampled_from([str(s) for s in SHAPES] + ["(True,)", "('a',)", "8", "(9**9**9,)", "(" * 300])
+            )
+            return header(descr, shape, draw(st.sampled_from([b"\x01\x00", b"\x03\x00", b"\x09\x09"]))) + good.tobytes()
+        case "pickle":
+            return npy(np.array([{"a": 1}, Path("x")], dtype=object))
+        case "bytes":
+            return draw(st.binary(max_size=200))
+    # Damage that no checksum notices: names that are no text, labels and headers that are off by a bit.
+    return draw(corrupted(MEMBERS[name]))
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> bytes:
+    """An npz with members replaced, missing, doubled and added, and in half of the cases damaged as a whole."""
+    members = dict(MEMBERS)
+    extra: list[tuple[str, bytes]] = []
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from(sorted(MEMBERS)))
+        match draw(st.sampled_from(["other", "other", "other", "missing", "twice", "slip", "bare"])):
+            case "other":
+                members[name] = draw(other_arrays(name))
+            case "missing":
+                members.pop(name, None)
+            case "twice":
+                extra.append((f"{name}.npy", draw(other_arrays(name))))
+            case "slip":
+                path = draw(
+                    st.sampled_from(
+                        ["../slip.npy", "/tmp/slip.npy", "..\\slip", "a/b.npy", "", "train_images", "\udcff.npy"]
+                    )
+                )
+                extra.append((path.encode(errors="replace").decode(), b"x"))
+            case "bare" if name in members:
+                extra.append((name, members.pop(name)))  # a member that does not end in .npy
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))) as archive:
+        for name, data in [*((f"{name}.npy", data) for name, data in members.items()), *extra]:
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return draw(corrupted(buffer.getvalue())) if draw(st.booleans()) else buffer.getvalue()
+
+
+def assert_usable(dataset: Dataset) -> None:
+    K = len(dataset.classes)
+    assert K >= 2 and len(set(dataset.classes)) == K
+    "".join(dataset.classes).encode()  # they are written to files and to MLflow
+    for split in (dataset.train, dataset.test):
+        N, C, H, W = split.images_NCHW.shape
+        assert N and C in (1, 3) and H and W
+        assert split.images_NCHW.dtype == torch.uint8
+        for labels_N in (split.labels_N, split.clean_N):
+            if labels_N is not None:
+                assert labels_N.shape == (N,) and labels_N.dtype == torch.int64
+                assert int(labels_N.min()) >= 0 and int(labels_N.max()) < K
+
+
+@sizes(60, 500)
+def test_a_damaged_npz_is_a_data_set_or_one_sentence(tmp_path: Path, cases: int) -> None:
+    file = tmp_path / "data" / "mine.npz"
+    file.parent.mkdir()
+
+    def check_one(raw: bytes) -> None:
+        file.write_bytes(raw)
+        try:
+            assert_usable(Npz(path=str(file)).load(tmp_path))
+        except BadInput as error:
+            assert_one_sentence(str(error), "mine.npz")
+        assert [entry.name for entry in tmp_path.rglob("*")] == ["data", "mine.npz"], "something was unpacked"
+
+    fuzz("npz", cases, archives(), check_one)
+
+
+# ---- images ----
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    return Image.radial_gradient("L").resize((width, height)).convert(mode)
+
+
+def encoded(kind: str, image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+KINDS = {
+    "png": "PNG",
+    "jpg": "JPEG",
+    "gif": "GIF",
+    "bmp": "BMP",
+    "webp": "WEBP",
+    "tif": "TIFF",
+    "ppm": "PPM",
+    "pgm": "PPM",
+}
+IMAGES = {ending: encoded(kind, picture(12, 9)) for ending, kind in KINDS.items()}
+SIDES = [0, 1, 2, 9, 12, 1000, 9000, 30_000, 65_535, 2**31 - 1]
+
+
+def png_of(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    ihdr = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", ihdr) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+
+
+@st.composite
+def image_files(draw: st.DrawFn) -> tuple[str, bytes, int | None]:
+    """(ending, bytes, image_size): damaged, of another kind than its name says, of odd size, or lying about its size."""
+    ending, other = draw(st.sampled_from(sorted(KINDS))), draw(st.sampled_from(sorted(KINDS)))
+    size = draw(st.sampled_from([None, None, 8, 9, 16]))
+    width, height = draw(st.sampled_from(SIDES)), draw(st.sampled_from(SIDES))
+    match draw(st.sampled_from(["damage"] * 6 + ["kind", "mode", "sides", "lie", "lie", "junk"])):
+        case "damage":
+            return ending, draw(corrupted(IMAGES[ending])), size
+        case "kind":
+            return ending, IMAGES[other], size
+        case "mode":
+            mode = draw(st.sampled_from(["1", "L", "P", "LA", "RGBA", "CMYK", "I", "F", "I;16", "YCbCr"]))
+            kind = "TIFF" if mode not in ("LA", "RGBA", "P") else "PNG"
+            return ending, encoded(kind, picture(12, 9, mode)), size
+        case "sides":
+            thin = (draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 500, 20_000])))
+            return ending, encoded("PNG", picture(*(thin if draw(st.booleans()) else thin[::-1]))), size
+        case "lie" if ending == "png":
+            return ending, png_of(width, height), size
+        case "lie" if ending in ("gif", "bmp"):
+            data = bytearray(IMAGES[ending])
+            where, form = (6, "<HH") if ending == "gif" else (18, "<ii")
+            struct.pack_into(form, data, where, min(width, 65_535), min(height, 65_535))
+            return ending, bytes(data), size
+        case "lie":
+            number = draw(st.sampled_from([str(width), "-1", "9" * 30, "1e9", ""]))
+            return ending, f"P6 {number} {height} 255\n".encode() + b"\0" * 99, size
+    return ending, draw(st.binary(max_size=60)), size
+
+
+@sizes(40, 400)
+def test_a_damaged_image_is_an_image_or_one_sentence(tmp_path: Path, cases: int) -> None:
+    top, root = tmp_path / "pets", tmp_path / "root"
+    for name in ("train/cat", "train/dog", "test/cat"):
+        (top / name).mkdir(parents=True)
+        (top / name / "good.png").write_bytes(IMAGES["png"])
+
+    def check_one(case: tuple[str, bytes, int | None]) -> None:
+        ending, raw, size = case
+        file = top / "train" / "dog" / f"odd.{ending}"
+        file.write_bytes(raw)
+        try:
+            dataset = ImageFolder(path=str(top), image_size=size).load(root)
+            assert_usable(dataset)
+            assert dataset.train.files == ("train/cat/good.png", "train/dog/good.png", f"train/dog/odd.{ending}")
+        except BadInput as error:
+            assert_one_sentence(str(error), str(file))
+        finally:
+            file.unlink()
+            shutil.rmtree(root, ignore_errors=True)  # a cache would hide what the next case holds
+
+    fuzz("image", cases, image_files(), check_one)
+
+
+# ---- paths ----
+
+
+@sizes(20, 150)
+def test_an_odd_path_is_refused_in_one_sentence(tmp_path: Path, cases: int) -> None:
+    texts = st.one_of(
+        st.sampled_from([*NASTY_TEXT, "/dev/zero", "/dev/stdin", "/proc/self/mem", "/"]), st.text(max_size=30)
+    )
+    kinds = st.sampled_from(["npz", "image_folder"])
+
+    def check_one(case: tuple[str, str, str]) -> None:
+        kind, path, below = case
+        with pytest.raises(BadInput) as caught:
+            check(tiny(data={"name": kind, "path": path + below}), "x.json").data.load(tmp_path)
+        assert_one_sentence(str(caught.value), "data.path")
+
+    fuzz("data path", cases, st.tuples(kinds, texts, st.sampled_from(["", "", "/a", "\0", "/" + "b" * 300])), check_one)
