@@ -304,7 +304,11 @@ def _reset(connection: socket.socket) -> None:
 
 @contextlib.contextmanager
 def weather(
-    proxy: Proxy, seed: int, kinds: tuple[str, ...] = FAULTS, blows: tuple[tuple[float, Callable[[], None]], ...] = ()
+    proxy: Proxy,
+    seed: int,
+    kinds: tuple[str, ...] = FAULTS,
+    blows: tuple[tuple[float, Callable[[], None]], ...] = (),
+    rounds: int = 1_000_000,
 ) -> Iterator[None]:
     """Switch the proxy's mode every few hundred milliseconds, by chance from `seed`, until the block ends; then pass.
 
@@ -315,14 +319,17 @@ def weather(
         seed: of the schedule.
         kinds: which faults come, each once before one comes again.
         blows: (seconds from the start, what is then done once), for example the restart of a server.
+        rounds: how often each kind comes at most; then the weather is fine.
     """
     chance, over, failed = random.Random(seed), threading.Event(), []
     began, waiting = time.monotonic(), sorted(blows, key=lambda blow: blow[0])
 
     def blow() -> None:
         try:
-            while not over.is_set():
+            for _ in range(rounds):
                 for kind in chance.sample(kinds, len(kinds)):
+                    if over.is_set():
+                        return
                     met = proxy.counts[kind]
                     proxy.delay = chance.uniform(0.1, 1.0)
                     proxy.mode = kind

@@ -247,21 +247,21 @@ def test_the_comparison_sees_a_point_logged_twice_and_a_file_that_is_missing_or_
 
 
 @pytest.mark.parametrize(
-    ("scene", "schedule", "images"),
+    ("scene", "schedule", "images", "rounds"),
     [
-        ("sqlite", 0, 100),
-        pytest.param("sqlite", 1, 400, marks=slow),
-        pytest.param("sqlite", 2, 400, marks=slow),
-        pytest.param("postgresql", 0, 100, marks=slow),
-        pytest.param("postgresql", 1, 400, marks=slow),
-        pytest.param("postgresql", 2, 400, marks=slow),
+        ("sqlite", 0, 100, 2),
+        pytest.param("sqlite", 1, 400, 1_000, marks=slow),
+        pytest.param("sqlite", 2, 400, 1_000, marks=slow),
+        pytest.param("postgresql", 0, 100, 1_000, marks=slow),
+        pytest.param("postgresql", 1, 400, 1_000, marks=slow),
+        pytest.param("postgresql", 2, 400, 1_000, marks=slow),
     ],
     indirect=["scene"],
 )
-def test_a_run_through_faults_of_every_kind_ends_well_and_is_in_mlflow_whole_and_once(scene, schedule, images, undisturbed, request):  # fmt: skip
+def test_a_run_through_faults_of_every_kind_ends_well_and_is_in_mlflow_whole_and_once(scene, schedule, images, rounds, undisturbed, request):  # fmt: skip
     spec, backend = experiment(images), request.node.callspec.params["scene"]
     run_id = scene.launch(spec)
-    with weather(scene.proxy, schedule):
+    with weather(scene.proxy, schedule, rounds=rounds):
         scene.finish()
     assert len(scene.proxy.counts) >= 5, f"too short to meet most faults: {scene.proxy.counts}"
     scene.sync()
