@@ -12,16 +12,20 @@ from recorded import differences
 QUICK = [
     {"at": "mid-epoch", "n": 20},
     {"at": "mid-journal-line", "n": 6},
-    {"at": "mid-checkpoint", "n": 12},
     {"at": "torn-checkpoint", "n": 9},
+    {"at": "before-end", "n": 1},
+]
+SLOW = [
+    {"at": "mid-checkpoint", "n": 12},
     {"at": "after-metrics", "n": 4},
     {"at": "after-artifacts", "n": 5},
-    {"at": "before-end", "n": 1},
     {"at": "after-creation", "n": 1},
 ]
 
 
-@pytest.mark.parametrize("death", QUICK, ids=lambda d: d["at"])
+@pytest.mark.parametrize(
+    "death", [*QUICK, *(pytest.param(d, marks=pytest.mark.slow) for d in SLOW)], ids=lambda d: d["at"]
+)
 def test_a_killed_o2u_run_ends_as_if_nothing_had_happened(killer, peaceful, place, death):
     after, met = survive(killer, place, spec_file(place, "o2u"), [death])
     assert met == 1

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -336,22 +335,6 @@ def launch_in_background(store_uri: str, tmp_path: Path, **changes) -> subproces
         store_uri,
     ]
     return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_marked_killed(store_uri, store, tmp_path, how):
-    long = {"name": "standard", "training": {"epochs": 10_000}}
-    process = launch_in_background(store_uri, tmp_path, method=long)
-    for line in process.stdout:
-        if " training " in line and "loss" in line:
-            break
-    process.send_signal(how)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert "KILLED" in err
-    experiment = store.client.get_experiment_by_name("digits")
-    assert [r.info.status for r in store.client.search_runs([experiment.experiment_id])] == ["KILLED"]
 
 
 # ---- the store ----

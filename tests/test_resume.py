@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -194,13 +193,13 @@ def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(kil
     assert store.client.get_run(run_id).info.status == "KILLED"
     assert len(store.client.get_metric_history(run_id, "test/accuracy")) == done
     assert (run_json(place).parent / f"checkpoint-{done:06}.pt").exists()
+    if how == signal.SIGTERM:  # the same handler: once is enough for what follows
+        return
     code, text = killer("resume", run_id, cwd=place)
     assert code == 0, text
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert "nlt.stopped" not in run.data.tags
-    other = tmp_path_factory.mktemp("other")
-    shutil.copytree(Path(place / "mlruns"), other / "mlruns")
     code, text = killer("launch", "long.json", "--device", "cpu", cwd=place)
     assert code == 0, text
     experiment = store.client.get_experiment_by_name("digits").experiment_id
