@@ -23,8 +23,8 @@ def link(base: str, experiment_id: str) -> str:
 def comparison_view() -> str:
     """Return the value of the tag."""
     sections = [  # uuid, title, charts in a row, their height in pixels
-        ("accuracy", "Accuracy", 4, 340),
-        ("noise", "Wrong labels found", 4, 340),
+        ("accuracy", "Accuracy", 2, 340),
+        ("noise", "Wrong labels found", 2, 340),
         ("losses", "Per-sample losses, by epoch", 1, 640),
     ]
     histogram = "train/loss_histogram"
