@@ -292,3 +292,35 @@ def test_best_validation_weights_are_those_of_that_epoch(place):
     net = Learner(network, spec.optimizer, torch.device("cpu"), "fp32")
     split = Split(val, torch.device("cpu"))
     assert evaluate(net, split.images_NHWC, split.labels_N) == max(accuracies)
+
+
+def test_deterministic_holds_during_the_run_and_no_longer(place):
+    seen = []
+    spec = check(tiny(method={"name": "standard", "training": {"epochs": 1}}, deterministic=True), "x")
+    nlt.launch(
+        spec,
+        device="cpu",
+        tracking_uri=uri_of(place),
+        on_epoch=lambda epoch: seen.append(torch.are_deterministic_algorithms_enabled()),
+    )
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_deterministic_run_resumes_to_equal_numbers(place):
+    """Stopped after its fourth epoch by an error of the caller, then gone on with."""
+    spec = check(tiny(method=METHODS["o2u"], data=DATA, deterministic=True, precision="bf16"), "x")
+    whole = nlt.launch(spec, device="cuda", tracking_uri=uri_of(place))
+
+    def stop(epoch):
+        if epoch.step == 5:  # journaled, not yet in a checkpoint
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        nlt.launch(spec, device="cuda", tracking_uri=uri_of(place), on_epoch=stop)
+    (unfinished,) = unfinished_runs(open_store(uri_of(place)))
+    again = resume(unfinished, tracking_uri=uri_of(place))
+    for one, other in zip(whole.epochs, again.epochs, strict=True):
+        assert str(one.losses_N.tolist()) == str(other.losses_N.tolist())
+        assert one.metrics["test/accuracy"] == other.metrics["test/accuracy"]
