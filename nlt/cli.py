@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nlt.launcher import Prepared, Result
     from nlt.run import Epoch
     from nlt.spec import Experiment
+    from nlt.tracking import Store
 
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
 
@@ -99,8 +100,9 @@ def launch(
     from nlt.launcher import new_sweep, unfinished_runs
     from nlt.tracking import open_store
 
-    waiting = {(run.spec.sha256(), run.seed): run for run in unfinished_runs(open_store(tracking_uri), _warn)}
-    sweep = new_sweep()
+    store = open_store(tracking_uri)
+    waiting = {(run.spec.sha256(), run.seed): run for run in unfinished_runs(store, _warn)}
+    sweep, first = new_sweep(), True
 
     def start(spec: "Experiment", seed: int) -> "Result":
         if run := waiting.get((spec.sha256(), seed)):
@@ -108,15 +110,19 @@ def launch(
                 f"{spec.name}, seed {seed}, has an unfinished run {run.run_id} ({run.epochs} of {run.steps} epochs): "
                 f"`nlt resume {run.run_id}` goes on with it; this launch begins another."
             )
+        nonlocal first
+        # That an address is wrong shows in the first run, at once; later a server is only away, and is waited for.
+        patient, first = None if first else _warn, False
         progress = _Progress(spec.name)
         return run_one(
             spec,
             seed=seed,
             device=device,
             data_root=data_root,
-            tracking_uri=tracking_uri,
             log_model=log_model,
             sweep=sweep,
+            store=store,
+            warn=patient,
             on_start=progress.start,
             on_epoch=progress.epoch,
         )
@@ -145,21 +151,18 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
     from nlt.launcher import resume as run_one
     from nlt.launcher import unfinished_runs
     from nlt.tracking import folder_of, kill_orphans, open_store
-    from nlt.tracking import sync as deliver_all
 
     store = open_store(tracking_uri)
     for run_id in run_ids:
         folder_of(store.runs, run_id)
-    # A run that was killed when all was done needs delivery only.
-    delivered, complaints = deliver_all(store)
-    if delivered:
-        click.echo(f"delivered what {delivered} runs had left")
-    for sentence in complaints:
-        _warn(sentence)
+    _deliver(store)  # a run that was killed when all was done needs no more
     found = {run.run_id: run for run in unfinished_runs(store, _warn)}
     wanted = [run_id for run_id in run_ids if (store.runs / run_id).exists()] if run_ids else list(found)
     if missing := [run_id for run_id in wanted if run_id not in found]:
-        raise BadInput(f"run {missing[0]} cannot go on: it is in progress, over, or of another store.")
+        raise BadInput(
+            f"run {missing[0]} cannot go on: another process trains it, or it is over, or it is of another store than "
+            f"{store.name} (--tracking-uri, MLFLOW_TRACKING_URI)."
+        )
     for run_id in kill_orphans(store):
         _warn(f"run {run_id} was killed before anything was computed and is marked KILLED; launch it again.")
     if not wanted:
@@ -172,7 +175,7 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
             found[run_id],
             device=device,
             data_root=data_root,
-            tracking_uri=tracking_uri,
+            store=store,
             warn=_warn,
             on_start=progress.start,
             on_epoch=progress.epoch,
@@ -193,14 +196,26 @@ def sync(tracking_uri: str | None) -> None:
     nlt sync
     """
     from nlt.tracking import open_store
+
+    delivered, undelivered = _deliver(open_store(tracking_uri))
+    if undelivered:
+        raise _failure(f"{undelivered} runs could not be delivered; what they hold stays here.", 1)
+    if not delivered:
+        click.echo("nothing to deliver")
+
+
+def _deliver(store: "Store") -> tuple[int, int]:
+    """Deliver what runs have left and say so; return how many had something, and how many have still."""
     from nlt.tracking import sync as deliver_all
 
-    runs, complaints = deliver_all(open_store(tracking_uri))
-    for sentence in complaints:
+    done = deliver_all(store)
+    if done.runs:
+        click.echo(f"delivered what {done.runs} runs had left" if not done.complaints else "delivered in part")
+    for sentence in done.complaints:
         _warn(sentence)
-    if complaints:
-        raise _failure(f"{len(complaints)} runs could not be delivered; what they hold stays here.", 1)
-    click.echo(f"delivered what {runs} runs had left" if runs else "nothing to deliver")
+    for name, count in done.elsewhere.items():
+        _warn(f"{count} runs here are of the store {name}: name it by --tracking-uri or MLFLOW_TRACKING_URI for them.")
+    return done.runs, len(done.complaints)
 
 
 def _warn(sentence: str) -> None:
@@ -208,17 +223,24 @@ def _warn(sentence: str) -> None:
 
 
 def _run_all(starts: "list[Callable[[], Result]]") -> None:
-    """Run one after the other and print the table of those that finished, whatever happens to the last."""
+    """Run one after the other, whatever happens to one of them, and print the table of those that finished."""
     from nlt.launcher import Interrupted, RunFailed
 
     results: list[Result] = []
+    errors: list[RunFailed | BadInput] = []
     try:
-        for start in starts:
-            results.append(start())
+        for left, start in reversed(list(enumerate(reversed(starts)))):
+            try:
+                results.append(start())
+            except (RunFailed, BadInput) as error:
+                if str(error) not in map(str, errors):  # what is wrong with the data is wrong for every seed
+                    click.echo(f"Error: {error}", err=True)
+                errors.append(error)
+                continue
             if results[-1].undelivered:
                 _warn(results[-1].undelivered)
-    except RunFailed as error:
-        raise _failure(str(error), 1) from None
+            if results[-1].stop_asked and left:
+                raise _failure(f"interrupted; the run in progress was finished, {left} were not begun.", 130)
     except Interrupted as error:
         if error.undelivered:
             _warn(error.undelivered)
@@ -228,6 +250,8 @@ def _run_all(starts: "list[Callable[[], Result]]") -> None:
     finally:
         if results:
             _print_results(results)
+    if errors:
+        raise SystemExit(1 if any(isinstance(error, RunFailed) for error in errors) else 2)
 
 
 class _Progress:
@@ -392,14 +416,17 @@ def ui(port: int, tracking_uri: str | None) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise BadInput(f"--port {port} is in use: choose another, e.g. --port {port % 65535 + 1}.") from None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     if store.artifacts is not None:
         command += ["--default-artifact-root", str(store.artifacts)]
     click.echo("press Ctrl-C to stop")
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its job workers are for GenAI and cost 250 MB each
+    more = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job workers are for GenAI and cost 250 MB each
+        "MLFLOW_BACKEND_STORE_URI": store.uri,  # not an argument: a database's password would show in the process list
+    }
     try:
-        raise SystemExit(subprocess.run(command, env=os.environ | quiet).returncode)
+        raise SystemExit(subprocess.run(command, env=os.environ | more).returncode)
     except KeyboardInterrupt:
         pass
 

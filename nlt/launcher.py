@@ -46,6 +46,8 @@ class Result:
     """All epochs, with losses, masks and scores."""
     undelivered: str
     """A sentence on what has not reached MLflow yet, or ""."""
+    stop_asked: bool
+    """Whether Ctrl-C or SIGTERM came when all epochs were done."""
 
 
 class RunFailed(Exception):
@@ -96,6 +98,8 @@ def launch(
     tracking_uri: str | None = None,
     log_model: bool = False,
     sweep: str | None = None,
+    store: Store | None = None,
+    warn: Callable[[str], None] | None = None,
     on_start: Start = lambda run_id, prepared, done: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Result:
@@ -109,6 +113,8 @@ def launch(
         tracking_uri: of the MLflow store; by default MLFLOW_TRACKING_URI, else SQLite under `mlruns/`.
         log_model: log an MLflow model with signature besides the weights.
         sweep: what runs that belong together share as their tag `nlt.sweep`; by default one from `new_sweep`.
+        store: an open one, instead of `tracking_uri`.
+        warn: if given, a server that is away when the run begins is waited for, and this is told.
         on_start: called with the run's id, what it is about to train on, and 0.
         on_epoch: called after each epoch.
 
@@ -118,7 +124,7 @@ def launch(
         Interrupted: Ctrl-C or SIGTERM; the run is marked KILLED and `resume` goes on with it.
     """
     prepared = prepare(spec, seed, device, data_root)
-    store = open_store(tracking_uri)
+    store = store or open_store(tracking_uri)
     launched = {
         "seed": seed,
         "data_root": str(Path(os.path.expanduser(data_root)).absolute()),
@@ -126,7 +132,7 @@ def launch(
         "same": _sameness(spec, prepared),
         "alike": _likeness(prepared),
     }
-    folder = start_run(store, spec, prepared.facts, sweep or new_sweep(), launched)
+    folder = start_run(store, spec, prepared.facts, sweep or new_sweep(), launched, warn)
     return _track(spec, prepared, store, folder, None, on_start, on_epoch)
 
 
@@ -136,6 +142,7 @@ def resume(
     device: str | None = None,
     data_root: str | Path | None = None,
     tracking_uri: str | None = None,
+    store: Store | None = None,
     warn: Callable[[str], None] = lambda sentence: None,
     on_start: Start = lambda run_id, prepared, done: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -150,37 +157,40 @@ def resume(
         device: by default the one it was launched on.
         data_root: by default the one it was launched with.
         tracking_uri: of the MLflow store it was launched in.
+        store: the same, open already, instead.
         warn: called with a sentence for each thing that may change its numbers: version, commit, device.
         on_start: called with the run's id, what it goes on training on, and how many epochs are behind it.
-        on_epoch: called after each epoch.
+        on_epoch: called after each epoch, also one that is repeated because it was not in a checkpoint.
 
     Raises:
         BadInput: the data are no longer the same, or the folder, the device or the store cannot be used.
         RunFailed: as `launch`.
         Interrupted: as `launch`.
     """
-    store = open_store(tracking_uri)
+    store = store or open_store(tracking_uri)
     try:
         folder = RunFolder(unfinished.path)
     except Busy:
         raise BadInput(f"run {unfinished.run_id} is in progress in another process.") from None
     try:
         known = folder.facts
+        if folder.is_over():
+            raise BadInput(f"run {folder.run_id} is over; `nlt sync` delivers what is left of it.")
         wanted = device or known["alike"]["device"]
         prepared = prepare(unfinished.spec, unfinished.seed, wanted, data_root or known["data_root"])
         for what, now in _sameness(unfinished.spec, prepared).items():
             if now != known["same"][what]:
                 raise BadInput(
                     f"run {folder.run_id} cannot go on: its {what} is no longer the one it was launched with "
-                    f"({known['same'][what][:12]}, now {now[:12]}); restore it, or launch it anew."
+                    f"({known['same'][what][:12]}, now {now[:12]}); restore it, or launch anew and delete {folder.path}."
                 )
         for what, now in _likeness(prepared).items():
-            if now != known["alike"][what]:
-                warn(f"{what} was {known['alike'][what]} and is {now} now, which may change numbers.")
+            if now != (then := known["alike"].get(what, now)):
+                warn(f"{what} was {then} and is {now} now, which may change numbers.")
+        saved = checkpoint.latest(folder.path, warn)
     except BaseException:
         folder.close()
         raise
-    saved = checkpoint.latest(folder.path, warn)
     return _track(unfinished.spec, prepared, store, folder, saved, on_start, on_epoch)
 
 
@@ -204,7 +214,7 @@ def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence:
                 continue
             spec = check(known["spec"], str(path / "run.json"))
             steps = sum(stage.epochs for stage in spec.stages().values())
-            found.append(Unfinished(path, path.name, spec, known["seed"], len(folder.epochs()), steps))
+            found.append(Unfinished(path, path.name, spec, known["seed"], folder.epochs_journaled(), steps))
         except BadInput as error:
             warn(str(error))
         finally:
@@ -233,6 +243,9 @@ def _likeness(prepared: Prepared) -> dict[str, str]:
         "nlt": version("nlt"),
         "git commit": git_commit(),
         "torch": torch.__version__,
+        # On a CPU the order of additions depends on these two.
+        "number of threads": str(torch.get_num_threads()),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
     }
 
 
@@ -297,8 +310,8 @@ def _track(
         tracker = Tracker(store, folder, facts)
 
         def tell(epoch: Epoch) -> None:
-            if tracker.log_epoch(epoch):
-                on_epoch(epoch)
+            tracker.log_epoch(epoch)
+            on_epoch(epoch)
 
         def after_epoch(step: int, state: Callable[[], State]) -> None:
             if step % spec.checkpoint_every == 0 or step == prepared.steps or stop.asked:
@@ -328,6 +341,8 @@ def _track(
                     steps=prepared.steps,
                 )
                 spec.method.train(run)
+                if run.step != prepared.steps:  # a checkpoint of a stage that the method no longer has
+                    raise RuntimeError(f"the method ran {run.step} of {prepared.steps} epochs")
                 final = tracker.finish(run, folder.facts["log_model"])
             except KeyboardInterrupt:
                 tracker.stop("KILLED", "interrupted", over=False)
@@ -346,7 +361,7 @@ def _track(
             raise
         undelivered = tracker.close()
     experiment = folder.facts["experiment_id"]
-    return Result(folder.run_id, experiment, spec.name, facts.seed, final, tracker.epochs, undelivered)
+    return Result(folder.run_id, experiment, spec.name, facts.seed, final, tracker.epochs, undelivered, stop.asked)
 
 
 def _hint(error: BaseException, step: int) -> str | None:
@@ -362,10 +377,11 @@ def _hint(error: BaseException, step: int) -> str | None:
             f"the device ran out of memory in epoch {step}: lower batch_size or model.width, or set "
             '"precision": "bf16".'
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError):  # the data are in memory: it is what the run writes
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return (
-            f"the disk was full in epoch {step} ({error.strerror}): make room, then `nlt resume` goes on from the last "
-            "checkpoint, which is intact."
+            f"the disk {'is full' if full else 'fails'} ({error.strerror}): {'make room' if full else 'mend it'}, then "
+            "`nlt resume` goes on after the last epoch that was saved."
         )
     return None
 

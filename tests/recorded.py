@@ -12,7 +12,7 @@ from nlt.tracking import Store
 
 # What differs between two runs of the same spec and seed, however well they went.
 OF_THE_CLOCK = ("time/", "final/train_seconds")
-OF_THE_RUN = {"nlt.sweep", "nlt.launch_id", "nlt.git_commit", "mlflow.user", "mlflow.runName"}
+OF_THE_RUN = {"nlt.sweep", "nlt.launch_id", "nlt.folder", "nlt.git_commit", "mlflow.user", "mlflow.runName"}
 
 
 def recorded(store: Store, run_id: str, folder: Path) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def test_run_params_and_tags(finished):
     tags = {
         k: v
         for k, v in run.data.tags.items()
-        if k.startswith("nlt.") and k not in ("nlt.git_commit", "nlt.version", "nlt.sweep", "nlt.launch_id")
+        if k.startswith("nlt.")
+        and k not in ("nlt.git_commit", "nlt.version", "nlt.sweep", "nlt.launch_id", "nlt.folder")
     }
     assert tags == {
         "nlt.method": "o2u", "nlt.dataset": "digits", "nlt.noise": "symmetric 0.4", "nlt.seed": "3",

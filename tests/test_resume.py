@@ -261,8 +261,10 @@ def test_out_of_memory_and_a_full_disk_name_the_mend():
     assert "lower batch_size or model.width" in _hint(torch.OutOfMemoryError("CUDA out of memory"), 3)
     assert "lower batch_size" in _hint(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), 3)
     assert _hint(RuntimeError("anything else"), 3) is None
-    assert "make room, then `nlt resume`" in _hint(OSError(28, "No space left on device"), 3)
-    assert _hint(OSError(5, "Input/output error"), 3) is None
+    assert "is full (No space left on device): make room, then `nlt resume`" in _hint(
+        OSError(28, "No space left on device"), 3
+    )
+    assert "fails (Input/output error): mend it, then `nlt resume`" in _hint(OSError(5, "Input/output error"), 3)
 
 
 def test_best_validation_weights_are_those_of_that_epoch(place):

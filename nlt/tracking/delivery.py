@@ -9,6 +9,9 @@ import base64
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
 from nlt.settings import BadInput
 from nlt.tracking.journal import Busy, Record, RunFolder, folders
-from nlt.tracking.store import Store, without_credentials
+from nlt.tracking.store import FOLDER_TAG, Store, without_credentials
 
 SLICE = 50  # records whose metrics go into one call
 METRICS_A_CALL = 1000  # MLflow's limit
@@ -27,13 +30,13 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between tries; doubled each time
 PATIENCE_S = 20.0  # how long the end of a run waits while nothing gets through
 
 
-def deliver(client: MlflowClient, folder: RunFolder) -> None:
-    """Send everything in the journal that has not been sent, in order.
+def deliver(client: MlflowClient, folder: RunFolder, stopped: Callable[[], bool] = lambda: False) -> None:
+    """Send everything in the journal that has not been sent, in order, until `stopped`.
 
     Raises:
         Exception: whatever MLflow raises; what was sent until then is noted, and the next call goes on there.
     """
-    while folder.delivered < folder.journal.end:
+    while folder.delivered < folder.journal.end and not stopped():
         waiting = list(islice(folder.journal.read(folder.delivered), SLICE))
         metrics = [
             Metric(key, value, record["time"], record.get("step", 0))
@@ -43,6 +46,8 @@ def deliver(client: MlflowClient, folder: RunFolder) -> None:
         for first in range(0, len(metrics), METRICS_A_CALL):
             client.log_batch(folder.run_id, metrics=metrics[first : first + METRICS_A_CALL])
         for record, offset in waiting:
+            if stopped():
+                return
             _send(client, folder, record)
             folder.set_delivered(offset)  # after each, so that a slow server still sees the end of it
 
@@ -107,9 +112,11 @@ class Courier:
         return self._folder.delivered == self._folder.journal.end
 
     def stop(self) -> None:
-        """Let the thread end; one that waits for an answer ends after it, or with the process."""
+        """Let the thread end. One that waits for an answer sends nothing more after it."""
         self._stopped = True
+        self._closing.set()
         self.wake()
+        self._thread.join(1.0)
 
     def complaint(self) -> str:
         """Say why something is not delivered, without the password that an error's text may hold."""
@@ -126,7 +133,7 @@ class Courier:
             if self._stopped:
                 return
             try:
-                deliver(self._client, self._folder)
+                deliver(self._client, self._folder, lambda: self._stopped)
             except Exception as error:  # a server, a database and a disk fail in many ways; none may stop training
                 self.error = error
                 if self._closing.wait(pause):  # somebody waits for the end, so the pauses stay short
@@ -138,45 +145,56 @@ class Courier:
 
 
 def kill_orphans(store: Store) -> list[str]:
-    """Mark runs as KILLED that died between their creation in the embedded store and their folder here.
-
-    Runs on a server may be in progress elsewhere; of them nothing can be said.
-    """
+    """Mark runs as KILLED that died between their creation in the embedded store and their folder here."""
     if store.artifacts is None:
         return []
     with store.starting():
         experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
-        running = store.client.search_runs(
-            experiments, filter_string="attributes.status = 'RUNNING' and tags.`nlt.version` LIKE '%'", max_results=1000
-        )
+        # Runs that came through a server in front of the same database have their folders elsewhere.
+        ours = f"attributes.status = 'RUNNING' and tags.`{FOLDER_TAG}` = '{store.folder_tag}'"
+        running = store.client.search_runs(experiments, filter_string=ours, max_results=1000)
         dead = [run.info.run_id for run in running if not (store.runs / run.info.run_id).exists()]
         for run_id in dead:
             store.client.set_terminated(run_id, "KILLED")
     return dead
 
 
-def sync(store: Store) -> tuple[int, list[str]]:
-    """Deliver what runs of this store have left undelivered; runs in progress see to it themselves.
+@dataclass(frozen=True)
+class Synced:
+    """What `sync` did."""
 
-    Returns:
-        How many runs had something to deliver, and a sentence for each that could not be delivered whole.
-    """
-    runs, complaints = 0, []
+    runs: int
+    """How many runs had something to deliver."""
+    complaints: list[str]
+    """A sentence for each that could not be delivered whole."""
+    elsewhere: Counter[str]
+    """Other stores that runs in the same folder wait for, with their number."""
+
+
+def sync(store: Store) -> Synced:
+    """Deliver what runs of this store have left undelivered; runs in progress see to it themselves."""
+    done = Synced(0, [], Counter())
+    runs = 0
     for path in folders(store.runs):
         try:
             folder = RunFolder(path)
         except Busy:
             continue
         except BadInput as error:
-            complaints.append(str(error))
+            done.complaints.append(str(error))
             continue
         try:
-            if folder.facts["store"] == store.name and folder.waiting():
+            if folder.facts["store"] != store.name:
+                done.elsewhere[folder.facts["store"]] += 1
+            elif folder.waiting():
                 runs += 1
                 courier = Courier(store, folder)
                 if not courier.drain():
-                    complaints.append(f"run {folder.run_id}: {folder.waiting()} records wait ({courier.complaint()}).")
+                    done.complaints.append(
+                        f"run {folder.run_id}: {folder.waiting()} records wait ({courier.complaint()}); "
+                        f"to give them up, delete {path}."
+                    )
                 courier.stop()
         finally:
             folder.close()
-    return runs, complaints
+    return replace(done, runs=runs)

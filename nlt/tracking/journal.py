@@ -11,6 +11,7 @@ The folder is removed when the run is over and all of it has reached MLflow.
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -32,6 +33,7 @@ from nlt.settings import BadInput
 
 Record = dict[str, Any]
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+REQUIRED = {"experiment_id", "store", "spec", "seed", "data_root", "log_model", "same", "alike"}  # keys of run.json
 
 
 class Journal:
@@ -41,13 +43,19 @@ class Journal:
         """Open it for appending, and cut off what a crash left of an unfinished line.
 
         Raises:
-            BadInput: a line that others follow is damaged.
+            BadInput: a line that others follow is damaged, or the first one.
         """
         self.path = path
+        self.ends = _line_ends(path)
+        """Where each line ends."""
         self._file = path.open("ab", buffering=0)
-        self.end = _check_lines(path)
         if self.end < path.stat().st_size:
             self._file.truncate(self.end)
+
+    @property
+    def end(self) -> int:
+        """Where the last whole line ends."""
+        return self.ends[-1]
 
     def append(self, record: Record) -> None:
         """Write a record through to the disk.
@@ -61,10 +69,10 @@ class Journal:
             while written < len(line):  # a disk that fills up takes a part
                 written += os.write(self._file.fileno(), line[written:])
             os.fsync(self._file.fileno())
-        except OSError:
+        except BaseException:  # Ctrl-C too: the next line must not go on where this one broke off
             self._file.truncate(self.end)
             raise
-        self.end += len(line)
+        self.ends.append(self.end + len(line))
 
     def read(self, offset: int = 0) -> Iterator[tuple[Record, int]]:
         """Yield (record, offset of the next one) for all that has been appended until now."""
@@ -76,6 +84,11 @@ class Journal:
                 offset += len(line)
                 yield json.loads(line[9:]), offset
 
+    def last(self) -> Record:
+        """Return the last record."""
+        record, _ = next(self.read(self.ends[-2] if len(self.ends) > 1 else 0))
+        return record
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -86,17 +99,22 @@ def _line(record: Record) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(text), text)
 
 
-def _check_lines(path: Path) -> int:
-    """Return the length of the whole lines at the beginning."""
-    good, bad = 0, 0
+def _line_ends(path: Path) -> list[int]:
+    """Return where the whole lines at the beginning end."""
+    ends: list[int] = []
+    bad = offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            offset += len(line)
             whole = line.endswith(b"\n") and line[:9] == b"%08x " % zlib.crc32(line[9:-1])
-            if whole and bad:
-                raise BadInput(f"{path}: line {bad} is damaged; the run cannot go on: launch it again.")
-            good += len(line) if whole else 0
+            if whole and not bad:
+                ends.append(offset)
+            elif whole or number == 1:
+                raise BadInput(f"{path}: line {bad or 1} is damaged, the run cannot go on; launch it again.")
             bad = bad or (0 if whole else number)
-    return good
+    if not ends:
+        raise BadInput(f"{path} is empty, the run cannot go on; launch it again.")
+    return ends
 
 
 def epoch_record(epoch: Epoch, pictures: dict[str, bytes]) -> Record:
@@ -152,23 +170,33 @@ class Busy(Exception):
 class RunFolder:
     """One run's folder, locked for this process from construction to `close`."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, lock: FileLock | None = None):
         """Open a folder that `create` made.
 
+        Args:
+            path: the folder.
+            lock: its lock, if this process holds it already.
+
         Raises:
-            Busy: another process has it open.
-            BadInput: it is not there, or damaged.
+            Busy: another process has it open, or has just removed it.
+            BadInput: it is damaged, or belongs to another user.
         """
-        if not (path / "run.json").is_file():
-            raise BadInput(f"{path} holds no run: it is over and delivered, or it was launched from another folder.")
         self.path, self.run_id = path, path.name
-        self._lock = FileLock(path / "lock")
+        self._lock = lock or FileLock(path / "lock")
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
+            if lock is None:
+                self._lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError):
             raise Busy(self.run_id) from None
+        except OSError as error:
+            raise BadInput(f"{path} cannot be opened ({error.strerror}): another user's run, perhaps.") from None
         try:
+            if not (path / "run.json").is_file():  # over, delivered and removed since it was listed
+                shutil.rmtree(path, ignore_errors=True)
+                raise Busy(self.run_id)
             self.facts: Record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            if not isinstance(self.facts, dict) or not self.facts.keys() >= REQUIRED:
+                raise ValueError("keys are missing in run.json: another version of nlt wrote it")
             self.journal = Journal(path / "journal.jsonl")
             self._delivered = self._read_delivered()
         except (OSError, ValueError) as error:
@@ -180,47 +208,59 @@ class RunFolder:
 
     @classmethod
     def create(cls, runs: Path, run_id: str, facts: Record, start: Record) -> "RunFolder":
-        """Make the folder of a new run: `facts` is what `run.json` holds, `start` the journal's first record."""
+        """Make the folder of a new run: `facts` is what `run.json` holds, `start` the journal's first record.
+
+        Raises:
+            OSError: it cannot be written; nothing is left of it.
+        """
         path = runs / run_id
-        path.mkdir(parents=True)
-        (path / "artifacts").mkdir()
-        write_whole(path / "journal.jsonl", _line(start))
-        write_whole(path / "run.json", json.dumps(facts, indent=1).encode())
-        sync_folder(runs)
-        return cls(path)
+        lock = FileLock(path / "lock")
+        try:
+            path.mkdir(parents=True)
+            (path / "artifacts").mkdir()
+            lock.acquire(timeout=0)  # before run.json is there, from when on others look at the folder
+            write_whole(path / "journal.jsonl", _line(start))
+            write_whole(path / "run.json", json.dumps(facts, indent=1).encode())
+            sync_folder(runs)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            lock.release()
+            raise
+        return cls(path, lock)
 
     def epochs(self) -> list[Epoch]:
         """Return the epochs in the journal."""
         return [epoch_of(record) for record, _ in self.journal.read() if record["kind"] == "epoch"]
 
+    def epochs_journaled(self) -> int:
+        """Return how many epochs are in the journal."""
+        return sum(record["kind"] == "epoch" for record, _ in self.journal.read())
+
     def is_over(self) -> bool:
         """Tell whether the run has ended for good: finished, or failed in a way that would only repeat itself."""
-        return bool(self._last().get("over"))
+        return bool(self.journal.last().get("over"))
 
     def has_ended(self) -> bool:
         """Tell whether its last process could still note that it ended."""
-        return bool(self._last()["kind"] == "end")
-
-    def _last(self) -> Record:
-        for record, _ in self.journal.read():
-            last = record
-        return last
+        return bool(self.journal.last()["kind"] == "end")
 
     @property
     def delivered(self) -> int:
         """How many bytes of the journal have reached MLflow."""
         return self._delivered
 
-    def set_delivered(self, offset: int) -> None:
-        """Note what has reached MLflow. Should the note be lost, it is sent again, which does no harm."""
-        self._delivered = offset
-        part = self.path / ".delivered.part"
-        part.write_text(str(offset))
-        os.replace(part, self.path / "delivered")
-
     def waiting(self) -> int:
         """Return how many records have not reached MLflow."""
-        return sum(1 for _ in self.journal.read(self._delivered))
+        return sum(end > self._delivered for end in self.journal.ends)
+
+    def set_delivered(self, offset: int) -> None:
+        """Note what has reached MLflow. Should the note be lost, it is sent again, which does no harm."""
+        part = self.path / ".delivered.part"
+        try:
+            part.write_text(str(offset))
+            os.replace(part, self.path / "delivered")
+        finally:
+            self._delivered = offset  # last, since the folder may go as soon as all is delivered
 
     def close(self) -> None:
         """Let go of the folder, and remove it if nothing in it is needed any more."""
@@ -236,16 +276,17 @@ class RunFolder:
             offset = int((self.path / "delivered").read_text())
         except (FileNotFoundError, ValueError):
             return 0
-        # an offset that is not the end of a line would tear records apart: from the beginning, then
-        return offset if offset in {0, *(end for _, end in self.journal.read())} else 0
+        return offset if offset in self.journal.ends else 0  # elsewhere it would tear records apart
 
 
 def folders(runs: Path) -> list[Path]:
     """Return the folders of all runs, the oldest first."""
-    if not runs.is_dir():
-        return []
-    found = [path for path in runs.iterdir() if RUN_ID.fullmatch(path.name) and (path / "run.json").is_file()]
-    return sorted(found, key=lambda path: (path / "run.json").stat().st_mtime_ns)
+    found = []
+    for path in runs.iterdir() if runs.is_dir() else ():
+        if RUN_ID.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):  # no run yet, or no longer
+                found.append(((path / "run.json").stat().st_mtime_ns, path))
+    return [path for _, path in sorted(found)]
 
 
 def folder_of(runs: Path, run_id: str) -> Path:

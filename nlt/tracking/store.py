@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 import sqlite3
 import urllib.error
 import urllib.request
@@ -32,6 +33,7 @@ from nlt.settings import BadInput
 from nlt.view import TAG, comparison_view
 
 PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself only after minutes of retries
+FOLDER_TAG = "nlt.folder"  # of runs in the embedded store: where their folders are
 SQLITE_BUSY_SECONDS = 60.0  # how long to wait while other runs write
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -57,24 +59,31 @@ class Store:
     @property
     def name(self) -> str:
         """What tells stores apart whose runs lie in one folder; it holds no user name and no password."""
-        return self.uri.rpartition("/")[2] if self.artifacts else without_credentials(self.uri)
+        return self.uri.rpartition("/")[2] if self.artifacts else without_credentials(self.uri).rstrip("/")
+
+    @property
+    def folder_tag(self) -> str:
+        """Value of `FOLDER_TAG` for runs of the embedded store."""
+        return f"{socket.gethostname()}:{self.runs}"
 
 
 def without_credentials(uri: str) -> str:
-    """Return a tracking URI without the user name and password in it."""
-    if uri.startswith("sqlite:///") or "@" not in uri:
+    """Return a tracking URI without the user name and password in it, and with `***` for those in its query."""
+    if uri.startswith("sqlite:///"):
         return uri
-    # Not urlsplit's idea of them: a password may hold "/" or "[", and what is no URL at all may still hold a password.
-    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri)
-    return (scheme[0] if scheme else "") + uri.rpartition("@")[2]
+    if "@" in uri:
+        # Not urlsplit's idea of them: a password may hold "/" or "[", and what is no URL at all may still hold one.
+        scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", uri)
+        uri = (scheme[0] if scheme else "") + uri.rpartition("@")[2]
+    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret)[^=&]*=)[^&#]*", r"\1***", uri)
 
 
 def shown(uri: str) -> str:
     """Return a tracking URI as it may be printed: with `***` for user name and password."""
     bare = without_credentials(uri)
-    if bare != uri:
+    if "@" in uri and "@" not in bare and not uri.startswith("sqlite:///"):
         bare = bare.replace("://", "://***@", 1) if "://" in bare else f"***@{bare}"
-    return re.sub(r"(?i)((?:password|passwd|pwd|token|secret)[^=&]*=)[^&#]*", r"\1***", bare)
+    return bare
 
 
 def open_store(uri: str | None = None) -> Store:

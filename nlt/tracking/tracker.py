@@ -11,7 +11,9 @@ import io
 import json
 import os
 import subprocess
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +24,10 @@ import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from nlt.checkpoint import write_whole
 from nlt.data import Dataset, Samples
 from nlt.figures import Picture, image_grid, loss_histogram
 from nlt.run import Epoch, Run
@@ -32,10 +35,11 @@ from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
-from nlt.tracking.store import Store, experiment_id, shown
+from nlt.tracking.store import FOLDER_TAG, Store, experiment_id, shown
 from nlt.train import Learner
 
 GRID_IMAGES = 60  # most suspicious samples shown in detections.png
+AWAY_S, AWAY_PAUSE_S = 600.0, 15.0  # how long a sweep waits for a server before its next run
 THUMBNAIL = 256  # pixels; what MLflow's own log_image makes
 
 
@@ -92,7 +96,14 @@ def params(spec: Experiment, facts: Facts) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value != ""}
 
 
-def start_run(store: Store, spec: Experiment, facts: Facts, sweep: str, launched: dict[str, Any]) -> RunFolder:
+def start_run(
+    store: Store,
+    spec: Experiment,
+    facts: Facts,
+    sweep: str,
+    launched: dict[str, Any],
+    warn: Callable[[str], None] | None = None,
+) -> RunFolder:
     """Make the run in MLflow and its folder here.
 
     Args:
@@ -101,9 +112,10 @@ def start_run(store: Store, spec: Experiment, facts: Facts, sweep: str, launched
         facts: what else it is known by.
         sweep: the tag `nlt.sweep`.
         launched: how it was launched; `run.json` keeps it for a resumption.
+        warn: if given, a server that is away is waited for, `AWAY_S` at most, and this is told.
 
     Raises:
-        BadInput: MLflow does not take the run, or the folder cannot be written; nothing is left behind.
+        BadInput: MLflow does not take the run, or the folder cannot be written: then the run is marked FAILED.
     """
     rate = spec.noise.model_dump().get("rate")
     tags = {
@@ -121,6 +133,7 @@ def start_run(store: Store, spec: Experiment, facts: Facts, sweep: str, launched
         "nlt.git_commit": git_commit(),
         "nlt.device": str(facts.device),
         "nlt.version": version("nlt"),
+        **({} if store.artifacts is None else {FOLDER_TAG: store.folder_tag}),
     }
     matrices = {"classes": facts.dataset.classes, "asked": facts.T_KK.tolist()}
     if facts.empirical_T_KK is not None:
@@ -147,19 +160,25 @@ def start_run(store: Store, spec: Experiment, facts: Facts, sweep: str, launched
             name: base64.b64encode(json.dumps(data, indent=1).encode() + b"\n").decode() for name, data in texts.items()
         },
     }
+    deadline = time.monotonic() + (0.0 if warn is None else AWAY_S)
     with store.starting():
-        try:
-            experiment = experiment_id(store, spec.experiment or spec.data.name)
-            run_id = _create_run(store, experiment, spec.name, tags)
-        except MlflowException as error:
-            raise BadInput(
-                f"the MLflow store {shown(store.uri)} does not take a new run ({type(error).__name__})."
-            ) from None
+        while True:
+            try:
+                experiment = experiment_id(store, spec.experiment or spec.data.name)
+                run_id = _create_run(store, experiment, spec.name, tags)
+                break
+            except MlflowException as error:
+                sentence = f"the MLflow store {shown(store.uri)} does not take a new run ({type(error).__name__})"
+                if warn is None or time.monotonic() > deadline:
+                    raise BadInput(f"{sentence}: look at its log, or at the disk it is on.") from None
+                warn(f"{sentence}; trying again.")
+                time.sleep(AWAY_PAUSE_S)
         known = {"run_id": run_id, "experiment_id": experiment, "store": store.name, "spec": spec.resolved()}
         try:
             return RunFolder.create(store.runs, run_id, known | launched, start)
         except OSError as error:
-            store.client.set_terminated(run_id, "FAILED")
+            with contextlib.suppress(MlflowException):
+                store.client.set_terminated(run_id, "FAILED")
             raise BadInput(
                 f"{store.runs} cannot be written ({error.strerror}): make room there or make it writable."
             ) from None
@@ -232,7 +251,11 @@ class Tracker:
     def close(self, patience_s: float = PATIENCE_S) -> str:
         """Wait for what is under way to MLflow and let go of the run; return what to tell the user, or ""."""
         complaint = self._complaint
-        if not self._courier.drain(patience_s):
+        try:
+            drained = self._courier.drain(patience_s)
+        except KeyboardInterrupt:  # nobody wants to wait: `nlt sync` delivers the rest
+            drained = False
+        if not drained:
             complaint += (
                 f"{self._folder.waiting()} records of run {self._folder.run_id} have not reached MLflow "
                 f"({self._courier.complaint()}): they are safe in {self._folder.path}, and `nlt sync` delivers them."
@@ -304,6 +327,7 @@ class Tracker:
                     input_example=images_BCHW.numpy(),
                     pip_requirements=[f"torch=={version('torch')}"],  # inferring them would take 6 seconds
                 )
+                mlflow.end_run("RUNNING")  # FINISHED comes with the journal's last record
         except (MlflowException, OSError) as error:
             self._complaint = (
                 f"run {self._folder.run_id} has no MLflow model, as the server was away ({type(error).__name__}); its "
@@ -337,7 +361,8 @@ def final_metrics(epochs: list[Epoch]) -> dict[str, float]:
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Write a network's weights as safetensors."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)
+    # Not save_file, whose errors on a full disk are no OSError.
+    write_whole(path, save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
 
 
 def _stepped_image(run_id: str, key: str, step: int, picture: Picture) -> dict[str, bytes]:
