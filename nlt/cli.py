@@ -143,6 +143,7 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
     """Go on with interrupted runs, each in its own MLflow run; without RUN_ID with all of this store.
 
     A run goes on after its last checkpoint. On a CPU it ends with the numbers of one never interrupted.
+    Its experiment file is not read again: the run keeps the spec it was launched with.
 
     \b
     nlt resume
@@ -254,6 +255,13 @@ def _run_all(starts: "list[Callable[[], Result]]") -> None:
         raise SystemExit(1 if any(isinstance(error, RunFailed) for error in errors) else 2)
 
 
+def _say(line: str) -> None:
+    try:
+        click.echo(line)
+    except BrokenPipeError:  # nobody listens any more, as after `nlt launch ... | head`: the run goes on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 class _Progress:
     """One line per epoch on stdout."""
 
@@ -266,10 +274,10 @@ class _Progress:
         if facts.train.clean_N is not None:
             wrong = f", {float((facts.train.clean_N != facts.train.labels_N).double().mean()):.1%} wrong labels"
         sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.dataset.test):,} test images"
-        click.echo(f"{self._name} · seed {facts.seed} · run {run_id}")
-        click.echo(f"  {facts.dataset.name}: {sizes} · {facts.device} {facts.precision}")
+        _say(f"{self._name} · seed {facts.seed} · run {run_id}")
+        _say(f"  {facts.dataset.name}: {sizes} · {facts.device} {facts.precision}")
         if done:
-            click.echo(f"  goes on after {done} of {prepared.steps} epochs")
+            _say(f"  goes on after {done} of {prepared.steps} epochs")
         self._began = time.perf_counter()
 
     def epoch(self, epoch: "Epoch") -> None:
@@ -287,7 +295,7 @@ class _Progress:
             f"{m['time/images_per_second']:,.0f} img/s",
             f"{_duration(left)} left",
         ]
-        click.echo("  ".join(parts))
+        _say("  ".join(parts))
 
 
 def _console() -> "Console":
@@ -423,6 +431,7 @@ def ui(port: int, tracking_uri: str | None) -> None:
     click.echo("press Ctrl-C to stop")
     more = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job workers are for GenAI and cost 250 MB each
+        "PYTHONWARNINGS": "ignore",  # of MLflow's own dependencies
         "MLFLOW_BACKEND_STORE_URI": store.uri,  # not an argument: a database's password would show in the process list
     }
     try:
@@ -456,9 +465,14 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
     named = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
     rows += [("device", f"{found} ({named})"), ("precision auto", find_precision("auto", found))]
     rows += [("data digits", "embedded in scikit-learn")]
-    for name, folder in (("cifar10, cifar4", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
+    cifars = [
+        ("cifar10, cifar4", "cifar-10-batches-py", [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]),
+        ("cifar100", "cifar-100-python", ["train", "test"]),
+    ]
+    for name, folder, files in cifars:
         where = Path(os.path.expanduser(data_root)).absolute() / folder
-        rows.append((f"data {name}", str(where) if where.is_dir() else f"not in {where}; downloaded when first used"))
+        there = all((where / file).is_file() for file in files)
+        rows.append((f"data {name}", str(where) if there else f"not in {where}; downloaded when first used"))
     ok = True
     try:
         store = open_store(tracking_uri)

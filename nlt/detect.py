@@ -22,11 +22,14 @@ def smallest(scores_N: Tensor, forget_rate: float) -> Tensor:
     Returns:
         keep_N, bool.
     """
-    N = len(scores_N)
-    removed = min(math.floor(forget_rate * N + 1e-9), N - 1)  # 1e-9: 0.29 * 100 is 28.999999999999996
-    keep_N = torch.zeros(N, dtype=torch.bool, device=scores_N.device)
-    keep_N[scores_N.argsort(stable=True)[: N - removed]] = True
+    keep_N = torch.zeros_like(scores_N, dtype=torch.bool)
+    keep_N[scores_N.argsort(stable=True)[: number_kept(len(scores_N), forget_rate)]] = True
     return keep_N
+
+
+def number_kept(N: int, forget_rate: float) -> int:
+    """Return how many of N samples `smallest` keeps: at least one."""
+    return N - min(math.floor(forget_rate * N + 1e-9), N - 1)  # 1e-9: 0.29 * 100 is 28.999999999999996
 
 
 def mask_quality(keep_N: Tensor, wrong_N: Tensor) -> dict[str, float]:

@@ -22,6 +22,7 @@ import torch
 from nlt import checkpoint
 from nlt.checkpoint import State
 from nlt.data import Samples, hold_out
+from nlt.detect import number_kept
 from nlt.noise import corrupt, empirical_matrix
 from nlt.run import Epoch, Run
 from nlt.settings import BadInput
@@ -175,23 +176,29 @@ def resume(
     try:
         known = folder.facts
         if folder.is_over():
-            raise BadInput(f"run {folder.run_id} is over; `nlt sync` delivers what is left of it.")
+            raise BadInput("it is over; `nlt sync` delivers what is left of it.")
         wanted = device or known["alike"]["device"]
         prepared = prepare(unfinished.spec, unfinished.seed, wanted, data_root or known["data_root"])
         for what, now in _sameness(unfinished.spec, prepared).items():
             if now != known["same"][what]:
                 raise BadInput(
-                    f"run {folder.run_id} cannot go on: its {what} is no longer the one it was launched with "
-                    f"({known['same'][what][:12]}, now {now[:12]}); restore it, or launch anew and delete {folder.path}."
+                    f"its {what} is no longer the one it was launched with ({known['same'][what][:12]}, now "
+                    f"{now[:12]}); restore it, or delete {folder.path} to give the run up."
                 )
         for what, now in _likeness(prepared).items():
+            if what == "number of threads":  # restored below
+                continue
             if now != (then := known["alike"].get(what, now)):
                 warn(f"{what} was {then} and is {now} now, which may change numbers.")
         saved = checkpoint.latest(folder.path, warn)
+    except BadInput as error:
+        folder.close()
+        raise BadInput(f"run {unfinished.run_id}: {error}") from None
     except BaseException:
         folder.close()
         raise
-    return _track(unfinished.spec, prepared, store, folder, saved, on_start, on_epoch)
+    with _as_many_threads(known["alike"].get("number of threads")):
+        return _track(unfinished.spec, prepared, store, folder, saved, on_start, on_epoch)
 
 
 def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence: None) -> list[Unfinished]:
@@ -243,7 +250,7 @@ def _likeness(prepared: Prepared) -> dict[str, str]:
         "nlt": version("nlt"),
         "git commit": git_commit(),
         "torch": torch.__version__,
-        # On a CPU the order of additions depends on these two.
+        # On these two depends in which order a CPU adds numbers up.
         "number of threads": str(torch.get_num_threads()),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
     }
@@ -276,21 +283,22 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
             clean_N=train.labels_N,
             files=train.files,
         )
-    empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
     train, val = hold_out(train, spec.data.val_fraction, spec.data.seed)
+    empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
+    fewest = number_kept(len(train), spec.method.model_dump().get("forget_rate", 0.0))
     _, C, H, W = train.images_NCHW.shape
     with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
         network = spec.model.build(C, H, W, K)
         network.eval()(torch.empty(2, C, H, W))
         for name, stage in spec.stages().items():
-            if stage.batch_size > 1 and len(train) > 1:  # a last batch of one joins the one before
+            if stage.batch_size > 1 and fewest > 1:  # a last batch of one joins the one before
                 continue
             try:
                 network.train()(torch.empty(1, C, H, W))
             except ValueError:
                 raise BadInput(
                     f"method.{name}.batch_size: batch norm cannot take single images of {H} x {W} pixels in "
-                    f"{spec.model.name}: train on batches of at least 2."
+                    f"{spec.model.name}: train on batches of at least 2, of more images than one."
                 ) from None
     facts = Facts(seed, on, find_precision(spec.precision, on), dataset, train, T_KK, empirical_T_KK)
     return Prepared(facts, val, sum(stage.epochs for stage in spec.stages().values()))
@@ -412,6 +420,17 @@ def _stop_signals() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _as_many_threads(wanted: str | None) -> Iterator[None]:
+    """Use as many CPU threads as the run began with: on them depends in which order numbers are added up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(wanted or before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ class Cell:
     """The finished runs of one spec, one per seed."""
 
     spec_name: str
+    sha256: str
     method: str
     noise: str
     values: dict[str, list[float]]
@@ -81,14 +82,14 @@ def _cell(runs: list[MlflowRun]) -> Cell:
     data = runs[0].data
     values = {m: [r.data.metrics[m] for r in runs if m in r.data.metrics] for m in (ACCURACY, PRECISION)}
     method = f"{data.params['method']} {data.params['loss']}"
-    return Cell(runs[0].info.run_name, method, data.tags["nlt.noise"], values)
+    return Cell(runs[0].info.run_name, data.tags["nlt.spec_sha256"], method, data.tags["nlt.noise"], values)
 
 
 def table(title: str, group: list[Cell]) -> Table:
     """Lay out one experiment: a row per method, and per noise the last-epoch test accuracy and the noise precision.
 
     Specs that would fall into the same place (the same method and loss with other settings) get rows of their own,
-    named by their runs.
+    named by their runs, and where these are called alike by the beginning of the spec's hash.
     """
     noises = sorted({cell.noise for cell in group})
     taken: dict[tuple[str, str], int] = defaultdict(int)
@@ -97,8 +98,8 @@ def table(title: str, group: list[Cell]) -> Table:
     rows: dict[str, dict[str, Cell]] = defaultdict(dict)
     for cell in sorted(group, key=lambda c: (c.method.split()[0] != "standard", c.method, c.spec_name)):
         label = cell.method if taken[cell.method, cell.noise] == 1 else f"{cell.method} [{cell.spec_name}]"
-        while cell.noise in rows[label]:
-            label += "'"
+        if cell.noise in rows[label]:
+            label = f"{cell.method} [{cell.spec_name} {cell.sha256[:6]}]"
         rows[label][cell.noise] = cell
     result = Table(title=title, title_justify="left", caption_justify="left")
     result.caption = "last epoch, %; mean ± standard deviation over seeds (number of seeds)"

@@ -9,7 +9,15 @@ import torch
 from nlt.run import Epoch
 from nlt.settings import BadInput
 from nlt.tracking.journal import (
-    REQUIRED, Busy, Journal, RunFolder, _line, epoch_of, epoch_record, folder_of, folders,
+    REQUIRED,
+    Busy,
+    Journal,
+    RunFolder,
+    _line,
+    epoch_of,
+    epoch_record,
+    folder_of,
+    folders,
 )  # fmt: skip
 
 RUN = "0123456789abcdef" * 2

@@ -326,3 +326,113 @@ def test_on_a_gpu_a_deterministic_run_resumes_to_equal_numbers(place):
     for one, other in zip(whole.epochs, again.epochs, strict=True):
         assert str(one.losses_N.tolist()) == str(other.losses_N.tolist())
         assert one.metrics["test/accuracy"] == other.metrics["test/accuracy"]
+
+
+# ---- several runs in one command ----
+
+
+def test_stopped_in_the_last_epoch_of_a_run_the_next_one_is_not_begun(place):
+    """The run is finished, since all was done; the rest of the command is not."""
+    (place / "one.json").write_text(json.dumps(tiny(name="one", data=DATA, method=METHODS["standard"])))
+    command = [
+        sys.executable,
+        "-c",
+        STOP_IN_LAST_EPOCH,
+        "launch",
+        "one.json",
+        "--device",
+        "cpu",
+        "--seed",
+        "0",
+        "--seed",
+        "1",
+    ]
+    done = subprocess.run(
+        command, cwd=place, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True
+    )
+    assert done.returncode == 130, done.stderr
+    assert "interrupted; the run in progress was finished, 1 were not begun." in done.stderr
+    client = open_store(uri_of(place)).client
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert [(run.info.status, run.data.params["seed"]) for run in runs] == [("FINISHED", "0")]
+
+
+STOP_IN_LAST_EPOCH = """
+import os, signal
+import nlt.run
+real = nlt.run.Run.report
+def report(self, **given):
+    if self.step == 7:
+        os.kill(os.getpid(), signal.SIGINT)
+    real(self, **given)
+nlt.run.Run.report = report
+from nlt.cli import main
+main()
+"""
+
+
+def test_a_run_that_cannot_go_on_does_not_keep_others_from_it(killer, killed):
+    """Two interrupted runs; of the older one the spec was tampered with."""
+    first = run_json(killed)
+    code, text = killer(
+        "launch", spec_file(killed, "standard"), "--device", "cpu", cwd=killed, die={"at": "after-checkpoint", "n": 2}
+    )
+    assert code == -9, text
+    facts = json.loads(first.read_text())
+    facts["spec"]["noise"]["rate"] = 0.3
+    first.write_text(json.dumps(facts))
+    os.utime(first, (0, 0))
+    code, text = killer("resume", cwd=killed)
+    assert code == 2
+    said = " ".join(text.split())
+    assert f"Error: run {first.parent.name}: its spec is no longer the one it was launched with" in said
+    assert f"delete {first.parent} to give the run up" in said
+    assert text.count("goes on after") == 1
+    assert [path.name for path in (killed / "mlruns" / "runs").iterdir()] == [first.parent.name]
+
+
+def test_a_failed_run_stops_no_other(place, killer):
+    diverges = tiny(name="diverges", data=DATA, method={"name": "standard", "training": {"epochs": 1, "batch_size": 8, "schedule": {"name": "constant", "lr": 1e30}}})  # fmt: skip
+    (place / "diverges.json").write_text(json.dumps(diverges))
+    code, text = killer("launch", "diverges.json", spec_file(place, "standard"), "--device", "cpu", cwd=place)
+    assert code == 1
+    assert text.count("is not finite: lower the learning rate") == 1
+    assert "│ tiny" in text
+
+
+def test_the_number_of_threads_is_that_of_the_beginning(killer, killed):
+    """On it depends in which order numbers are added up."""
+    facts = json.loads(run_json(killed).read_text())
+    assert facts["alike"]["number of threads"] == "1"
+    seen = []
+    (unfinished,) = unfinished_runs(open_store(uri_of(killed)))
+    torch.set_num_threads(2)
+    try:
+        resume(unfinished, tracking_uri=uri_of(killed), on_epoch=lambda epoch: seen.append(torch.get_num_threads()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert set(seen) == {1}
+    assert not (killed / "mlruns" / "runs" / unfinished.run_id).exists()
+
+
+def test_a_listener_that_leaves_costs_the_run_nothing(place):
+    (place / "long.json").write_text(json.dumps(tiny(data=DATA, method=METHODS["standard"])))
+    command = f"{sys.executable} -c 'from nlt.cli import main; main()' launch long.json --device cpu | head -2"
+    done = subprocess.run(command, shell=True, cwd=place, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True)  # fmt: skip
+    assert "Error" not in done.stderr
+    assert "Traceback" not in done.stderr
+    client = open_store(uri_of(place)).client
+    runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"]
+
+
+def test_a_mask_that_leaves_one_image_is_refused_where_batch_norm_cannot_take_it():
+    from nlt.launcher import prepare
+
+    spec = check(tiny(data={"name": "digits", "limit": 10}, model={"name": "resnet18"}), "x")
+    prepare(spec, 0, "cpu", "data")
+    method = spec.resolved()["method"] | {"forget_rate": 0.9}
+    spec = check(tiny(data={"name": "digits", "limit": 10}, model={"name": "resnet18"}, method=method), "x")
+    with pytest.raises(BadInput, match="batch norm cannot take single images"):
+        prepare(spec, 0, "cpu", "data")

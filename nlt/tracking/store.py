@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import socket
 import sqlite3
 import urllib.error
 import urllib.request
@@ -64,7 +63,7 @@ class Store:
     @property
     def folder_tag(self) -> str:
         """Value of `FOLDER_TAG` for runs of the embedded store."""
-        return f"{socket.gethostname()}:{self.runs}"
+        return str(self.runs)
 
 
 def without_credentials(uri: str) -> str:

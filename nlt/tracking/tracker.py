@@ -169,7 +169,7 @@ def start_run(
                 break
             except MlflowException as error:
                 sentence = f"the MLflow store {shown(store.uri)} does not take a new run ({type(error).__name__})"
-                if warn is None or time.monotonic() > deadline:
+                if warn is None or store.artifacts is not None or time.monotonic() > deadline:
                     raise BadInput(f"{sentence}: look at its log, or at the disk it is on.") from None
                 warn(f"{sentence}; trying again.")
                 time.sleep(AWAY_PAUSE_S)
