@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial, wraps
 from pathlib import Path
@@ -11,23 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nlt.settings import BadInput
+from nlt.terminal import Progress, console, failure, run_all, warn
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from nlt.launcher import Prepared, Result
-    from nlt.run import Epoch
+    from nlt.launcher import Result
     from nlt.spec import Experiment
     from nlt.tracking import Store
 
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
-
-
-def _failure(message: str, exit_code: int) -> click.ClickException:
-    """Return what click prints as one sentence on stderr before it exits with that code: never a traceback."""
-    error = click.ClickException(message)
-    error.exit_code = exit_code  # type: ignore[misc]  # declared on the class, read from the instance
-    return error
 
 
 def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,7 +26,7 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except BadInput as error:
-            raise _failure(str(error), 2) from None
+            raise failure(str(error), 2) from None
 
     return wrapped
 
@@ -101,19 +91,19 @@ def launch(
     from nlt.tracking import open_store
 
     store = open_store(tracking_uri)
-    waiting = {(run.spec.sha256(), run.seed): run for run in unfinished_runs(store, _warn)}
+    waiting = {(run.spec.sha256(), run.seed): run for run in unfinished_runs(store, warn)}
     sweep, first = new_sweep(), True
 
     def start(spec: "Experiment", seed: int) -> "Result":
         if run := waiting.get((spec.sha256(), seed)):
-            _warn(
+            warn(
                 f"{spec.name}, seed {seed}, has an unfinished run {run.run_id} ({run.epochs} of {run.steps} epochs): "
                 f"`nlt resume {run.run_id}` goes on with it; this launch begins another."
             )
         nonlocal first
         # That an address is wrong shows in the first run, at once; later a server is only away, and is waited for.
-        patient, first = None if first else _warn, False
-        progress = _Progress(spec.name)
+        patient, first = None if first else warn, False
+        progress = Progress(spec.name)
         return run_one(
             spec,
             seed=seed,
@@ -127,7 +117,7 @@ def launch(
             on_epoch=progress.epoch,
         )
 
-    _run_all([partial(start, spec, seed) for spec in experiments for seed in seeds or (0,)])
+    run_all([partial(start, spec, seed) for spec in experiments for seed in seeds or (0,)])
 
 
 @main.command()
@@ -157,7 +147,7 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
     for run_id in run_ids:
         folder_of(store.runs, run_id)
     _deliver(store)  # a run that was killed when all was done needs no more
-    found = {run.run_id: run for run in unfinished_runs(store, _warn)}
+    found = {run.run_id: run for run in unfinished_runs(store, warn)}
     wanted = [run_id for run_id in run_ids if (store.runs / run_id).exists()] if run_ids else list(found)
     if missing := [run_id for run_id in wanted if run_id not in found]:
         raise BadInput(
@@ -165,24 +155,24 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
             f"{store.name} (--tracking-uri, MLFLOW_TRACKING_URI)."
         )
     for run_id in kill_orphans(store):
-        _warn(f"run {run_id} was killed before anything was computed and is marked KILLED; launch it again.")
+        warn(f"run {run_id} was killed before anything was computed and is marked KILLED; launch it again.")
     if not wanted:
         click.echo("nothing to resume")
         return
 
     def start(run_id: str) -> "Result":
-        progress = _Progress(found[run_id].spec.name)
+        progress = Progress(found[run_id].spec.name)
         return run_one(
             found[run_id],
             device=device,
             data_root=data_root,
             store=store,
-            warn=_warn,
+            warn=warn,
             on_start=progress.start,
             on_epoch=progress.epoch,
         )
 
-    _run_all([partial(start, run_id) for run_id in wanted])
+    run_all([partial(start, run_id) for run_id in wanted])
 
 
 @main.command()
@@ -200,7 +190,7 @@ def sync(tracking_uri: str | None) -> None:
 
     delivered, undelivered = _deliver(open_store(tracking_uri))
     if undelivered:
-        raise _failure(f"{undelivered} runs could not be delivered; what they hold stays here.", 1)
+        raise failure(f"{undelivered} runs could not be delivered; what they hold stays here.", 1)
     if not delivered:
         click.echo("nothing to deliver")
 
@@ -213,121 +203,10 @@ def _deliver(store: "Store") -> tuple[int, int]:
     if done.runs:
         click.echo(f"delivered what {done.runs} runs had left" if not done.complaints else "delivered in part")
     for sentence in done.complaints:
-        _warn(sentence)
+        warn(sentence)
     for name, count in done.elsewhere.items():
-        _warn(f"{count} runs here are of the store {name}: name it by --tracking-uri or MLFLOW_TRACKING_URI for them.")
+        warn(f"{count} runs here are of the store {name}: name it by --tracking-uri or MLFLOW_TRACKING_URI for them.")
     return done.runs, len(done.complaints)
-
-
-def _warn(sentence: str) -> None:
-    click.echo(f"note: {sentence}", err=True)
-
-
-def _run_all(starts: "list[Callable[[], Result]]") -> None:
-    """Run one after the other, whatever happens to one of them, and print the table of those that finished."""
-    from nlt.launcher import Interrupted, RunFailed
-
-    results: list[Result] = []
-    errors: list[RunFailed | BadInput] = []
-    try:
-        for left, start in reversed(list(enumerate(reversed(starts)))):
-            try:
-                results.append(start())
-            except (RunFailed, BadInput) as error:
-                if str(error) not in map(str, errors):  # what is wrong with the data is wrong for every seed
-                    click.echo(f"Error: {error}", err=True)
-                errors.append(error)
-                continue
-            if results[-1].undelivered:
-                _warn(results[-1].undelivered)
-            if results[-1].stop_asked and left:
-                raise _failure(f"interrupted; the run in progress was finished, {left} were not begun.", 130)
-    except Interrupted as error:
-        if error.undelivered:
-            _warn(error.undelivered)
-        raise _failure(f"{error}; nlt resume {error.run_id} goes on with it.", 130) from None
-    except KeyboardInterrupt:
-        raise _failure("interrupted before the run began.", 130) from None
-    finally:
-        if results:
-            _print_results(results)
-    if errors:
-        raise SystemExit(1 if any(isinstance(error, RunFailed) for error in errors) else 2)
-
-
-def _say(line: str) -> None:
-    try:
-        click.echo(line)
-    except BrokenPipeError:  # nobody listens any more, as after `nlt launch ... | head`: the run goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-class _Progress:
-    """One line per epoch on stdout."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def start(self, run_id: str, prepared: "Prepared", done: int) -> None:
-        facts, self._done = prepared.facts, done
-        wrong = ""
-        if facts.train.clean_N is not None:
-            wrong = f", {float((facts.train.clean_N != facts.train.labels_N).double().mean()):.1%} wrong labels"
-        sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.dataset.test):,} test images"
-        _say(f"{self._name} · seed {facts.seed} · run {run_id}")
-        _say(f"  {facts.dataset.name}: {sizes} · {facts.device} {facts.precision}")
-        if done:
-            _say(f"  goes on after {done} of {prepared.steps} epochs")
-        self._began = time.perf_counter()
-
-    def epoch(self, epoch: "Epoch") -> None:
-        m = epoch.metrics
-        # Stages differ in cost per epoch, so what is left is only about right until the last one is under way.
-        spent = time.perf_counter() - self._began
-        left = spent / (epoch.step - self._done) * (epoch.steps - epoch.step)
-        parts = [
-            f"  {epoch.step:>{len(str(epoch.steps))}}/{epoch.steps} {epoch.stage:<11} {epoch.t:>3}",
-            f"loss {m['train/loss']:.4f}",
-            f"train {m['train/accuracy']:6.1%}",
-            *([f"val {m['val/accuracy']:6.1%}"] if "val/accuracy" in m else []),
-            f"test {m['test/accuracy']:6.1%}",
-            *([f"noise precision {m['noise/precision']:6.1%}"] if "noise/precision" in m else []),
-            f"{m['time/images_per_second']:,.0f} img/s",
-            f"{_duration(left)} left",
-        ]
-        _say("  ".join(parts))
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    # Off a terminal rich would wrap at 80 columns, in the middle of run ids; and a [name] is not markup.
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _print_results(results: "list[Result]") -> None:
-    from rich.table import Table
-
-    table = Table(title="runs", title_justify="left")
-    for heading in ("run", "seed", "run id"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("test accuracy, last epoch", "mean of last 10", "noise precision"):
-        table.add_column(heading, justify="right")
-    for r in results:
-        last, mean10, precision = (
-            f"{r.metrics[key]:.1%}" if key in r.metrics else ""
-            for key in ("final/test_accuracy_last", "final/test_accuracy_mean10", "final/noise_precision")
-        )
-        table.add_row(r.name, str(r.seed), r.run_id, last, mean10, precision)
-    console = _console()
-    console.print(table)
-    console.print("nlt compare prints the method x noise table, nlt ui opens the charts.", highlight=False)
 
 
 @main.command()
@@ -385,9 +264,9 @@ def compare(experiment: str | None, tracking_uri: str | None) -> None:
     from nlt.report import cells, table
     from nlt.tracking import open_store
 
-    console = _console()
+    out = console()
     for name, group in cells(open_store(tracking_uri), experiment).items():
-        console.print(table(name, group))
+        out.print(table(name, group))
 
 
 @main.command()

@@ -366,6 +366,8 @@ def _track(
             undelivered = tracker.close(FULL_DISK_PATIENCE_S) if full else tracker.close()
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted(folder.run_id, len(tracker.epochs), prepared.steps, undelivered) from None
+            if isinstance(error, RunFailed) and undelivered:
+                raise RunFailed(f"{error} {undelivered}") from error
             raise
         undelivered = tracker.close()
     experiment = folder.facts["experiment_id"]
