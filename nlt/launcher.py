@@ -27,7 +27,7 @@ from nlt.noise import corrupt, empirical_matrix
 from nlt.run import Epoch, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment, check
-from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, folders, git_commit, open_store, start_run
+from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, git_commit, open_store, opened, start_run
 from nlt.train import Diverged, find_device, find_precision
 
 FULL_DISK_PATIENCE_S = 3.0
@@ -207,25 +207,17 @@ def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence:
     `warn` is called with a sentence for each folder that is damaged.
     """
     found = []
-    for path in folders(store.runs):
-        try:
-            folder = RunFolder(path)
-        except Busy:
+    for folder in opened(store.runs, warn):
+        known = folder.facts
+        if known["store"] != store.name or folder.is_over():
             continue
+        try:
+            spec = check(known["spec"], str(folder.path / "run.json"))
         except BadInput as error:
             warn(str(error))
             continue
-        try:
-            known = folder.facts
-            if known["store"] != store.name or folder.is_over():
-                continue
-            spec = check(known["spec"], str(path / "run.json"))
-            steps = sum(stage.epochs for stage in spec.stages().values())
-            found.append(Unfinished(path, path.name, spec, known["seed"], folder.epochs_journaled(), steps))
-        except BadInput as error:
-            warn(str(error))
-        finally:
-            folder.close()
+        steps = sum(stage.epochs for stage in spec.stages().values())
+        found.append(Unfinished(folder.path, folder.run_id, spec, known["seed"], folder.epochs_journaled(), steps))
     return found
 
 

@@ -20,8 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 
-from nlt.settings import BadInput
-from nlt.tracking.journal import Busy, Record, RunFolder, folders
+from nlt.tracking.journal import Record, RunFolder, opened
 from nlt.tracking.store import FOLDER_TAG, Store, without_credentials
 
 SLICE = 50  # records whose metrics go into one call
@@ -175,26 +174,16 @@ def sync(store: Store) -> Synced:
     """Deliver what runs of this store have left undelivered; runs in progress see to it themselves."""
     done = Synced(0, [], Counter())
     runs = 0
-    for path in folders(store.runs):
-        try:
-            folder = RunFolder(path)
-        except Busy:
-            continue
-        except BadInput as error:
-            done.complaints.append(str(error))
-            continue
-        try:
-            if folder.facts["store"] != store.name:
-                done.elsewhere[folder.facts["store"]] += 1
-            elif folder.waiting():
-                runs += 1
-                courier = Courier(store, folder)
-                if not courier.drain():
-                    done.complaints.append(
-                        f"run {folder.run_id}: {folder.waiting()} records wait ({courier.complaint()}); "
-                        f"to give them up, delete {path}."
-                    )
-                courier.stop()
-        finally:
-            folder.close()
+    for folder in opened(store.runs, done.complaints.append):
+        if folder.facts["store"] != store.name:
+            done.elsewhere[folder.facts["store"]] += 1
+        elif folder.waiting():
+            runs += 1
+            courier = Courier(store, folder)
+            if not courier.drain():
+                done.complaints.append(
+                    f"run {folder.run_id}: {folder.waiting()} records wait ({courier.complaint()}); "
+                    f"to give them up, delete {folder.path}."
+                )
+            courier.stop()
     return replace(done, runs=runs)

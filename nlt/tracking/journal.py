@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +287,25 @@ def folders(runs: Path) -> list[Path]:
             with contextlib.suppress(FileNotFoundError):  # no run yet, or no longer
                 found.append(((path / "run.json").stat().st_mtime_ns, path))
     return [path for _, path in sorted(found)]
+
+
+def opened(runs: Path, complain: Callable[[str], None]) -> Iterator[RunFolder]:
+    """Yield the folder of each run that no other process has open, the oldest first, and close it afterwards.
+
+    `complain` is called with a sentence for each that is damaged.
+    """
+    for path in folders(runs):
+        try:
+            folder = RunFolder(path)
+        except Busy:
+            continue
+        except BadInput as error:
+            complain(str(error))
+            continue
+        try:
+            yield folder
+        finally:
+            folder.close()
 
 
 def folder_of(runs: Path, run_id: str) -> Path:

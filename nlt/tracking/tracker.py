@@ -204,21 +204,19 @@ class Tracker:
         """Note that the run goes on."""
         self._append({"kind": "resume", "time": now()})
 
-    def log_epoch(self, epoch: Epoch) -> bool:
+    def log_epoch(self, epoch: Epoch) -> None:
         """Log an epoch's metrics, per-sample losses and their histogram.
 
-        Returns:
-            False if it was logged before: a run that was killed between journal and checkpoint repeats an epoch.
+        Nothing happens if it was logged before: a run that was killed between journal and checkpoint repeats an epoch.
         """
         if epoch.step <= len(self.epochs):
-            return False
+            return
         title = f"epoch {epoch.step}: {epoch.stage} {epoch.t}"
         picture = loss_histogram(epoch.losses_N, self._wrong_N, self._top(epoch), title)
         self._append(
             epoch_record(epoch, _stepped_image(self._folder.run_id, "train/loss_histogram", epoch.step, picture))
         )
         self.epochs.append(epoch)
-        return True
 
     def finish(self, run: Run, log_model: bool) -> dict[str, float]:
         """Log the final metrics and artifacts, mark the run FINISHED, and return the final metrics."""
@@ -243,6 +241,8 @@ class Tracker:
 
     def stop(self, status: Literal["FAILED", "KILLED"], why: str, over: bool) -> None:
         """Mark the run as failed or killed and say why in the tag `nlt.stopped`; `over`: going on is of no use."""
+        if self._folder.is_over():  # Ctrl-C came when it had just been finished
+            return
         tags = {"nlt.stopped": why[:4000]}
         end = {"kind": "end", "time": now(), "status": status, "over": over, "tags": tags}
         with contextlib.suppress(OSError):  # a full disk is why we stop, perhaps
