@@ -67,8 +67,9 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"train": [], "journal": [], "checkpoint": [], "deliver": []}
     with tempfile.TemporaryDirectory() as name:
         store = open_store(f"sqlite:///{Path(name) / 'mlflow.db'}")
+        launched = {"seed": 0, "data_root": "", "log_model": False, "same": {}, "alike": {}}
         facts = Facts(0, device, precision, dataset, train, T_KK, T_KK)
-        folder: RunFolder = start_run(store, spec, facts, "bench", {})
+        folder: RunFolder = start_run(store, spec, facts, "bench", launched)
         tracker = Tracker(store, folder, facts)
         tracker._courier.drain()
         tracker._courier.stop()

@@ -69,3 +69,10 @@ def test_the_quickstart_wins_back_accuracy(checkout):
 @pytest.mark.parametrize("target", re.findall(r"\]\(((?!https?:)[^)#]+)\)", README))
 def test_links_lead_somewhere(target):
     assert (REPO / target).exists()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_record_keeping_runs(tmp_path):
+    done = run(f"{sys.executable} {REPO / 'docs' / 'bench_logging.py'} --device cpu", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"journal +\d+ ms .*% of the epoch", done.stdout)
