@@ -280,6 +280,8 @@ def ui(port: int, tracking_uri: str | None) -> None:
     nlt ui
     nlt ui --port 5001
     """
+    import contextlib
+    import signal
     import socket
     import subprocess
 
@@ -313,10 +315,17 @@ def ui(port: int, tracking_uri: str | None) -> None:
         "PYTHONWARNINGS": "ignore",  # of MLflow's own dependencies
         "MLFLOW_BACKEND_STORE_URI": store.uri,  # not an argument: a database's password would show in the process list
     }
+    # A group of its own: MLflow starts further processes, and none may stay behind when this one is told to end.
+    server = subprocess.Popen(command, env=os.environ | more, start_new_session=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        raise SystemExit(subprocess.run(command, env=os.environ | more).returncode)
+        raise SystemExit(server.wait())
     except KeyboardInterrupt:
         pass
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
 
 
 @main.command()

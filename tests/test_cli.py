@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -267,3 +268,13 @@ def test_ui_serves_the_store_on_loopback_and_prints_the_comparison_link(store_ur
             assert f"--port {port} is in use" in taken.output
         finally:
             process.terminate()
+        process.wait(timeout=30)
+    deadline = time.monotonic() + 30
+    while answers(port) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not answers(port), "a process of MLflow's is left behind"
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
