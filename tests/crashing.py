@@ -88,10 +88,3 @@ def survive(killer: Killer, place: Path, spec: str, deaths: list[dict[str, Any]]
     else:
         raise AssertionError(f"not over after {len(deaths)} deaths and two peaceful tries: {text}")
     return contents(place), met
-
-
-def tell(**figures: Any) -> None:
-    """Leave figures for docs/reliability.md."""
-    if path := os.environ.get("NLT_RELIABILITY"):
-        with open(path, "a") as file:
-            file.write(json.dumps(figures) + "\n")

@@ -4,7 +4,6 @@ Every run of a suite tries the same cases, so that it never flakes. `NLT_FUZZ_RA
 hypothesis prints the smallest case that fails, which then becomes a named test beside the code it is about.
 """
 
-import json
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from reliability import tell
 
 SECONDS = 60  # a case that takes longer hangs; the slowest makes a database, seconds on a busy machine
 LONGEST = 700  # characters in a refusal: one sentence, shortened around what the user gave
@@ -46,14 +46,7 @@ def fuzz(kind: str, cases: int, strategy: st.SearchStrategy[Any], check: Callabl
 
     run()
     assert done >= cases, f"only {done} cases: the strategy is exhausted"
-    count(kind, done)
-
-
-def count(kind: str, cases: int) -> None:
-    """Append the number of cases to the file of NLT_RELIABILITY, if there is one."""
-    if path := os.environ.get("NLT_RELIABILITY"):
-        with open(path, "a") as file:
-            file.write(json.dumps({"what": "fuzzed", "kind": kind, "cases": cases}) + "\n")
+    tell(what="fuzzed", kind=kind, cases=done)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from crashing import METHODS, spec_file, survive, tell
+from crashing import METHODS, spec_file, survive
 from recorded import differences
+from reliability import tell
 
 QUICK = [
     {"at": "mid-epoch", "n": 20},

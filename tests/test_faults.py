@@ -6,7 +6,6 @@ What MLflow holds is compared with what an undisturbed run of the same spec and 
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import tiny
 from mlflow import MlflowClient
+from reliability import tell
 from servers import POSTGRES, MlflowServer, Postgres, Proxy, weather
 
 import nlt
@@ -199,18 +199,11 @@ def scene(request: pytest.FixtureRequest, tmp_path: Path, server_on: Callable[[s
         scene.close()
 
 
-def report(**figures: object) -> None:
-    """Append a line to the file of reliability figures, where one is asked for."""
-    if path := os.environ.get("NLT_RELIABILITY"):
-        with Path(path).open("a") as file:
-            file.write(json.dumps(figures) + "\n")
-
-
 def assert_whole_and_once(expected: Held, got: Held, what: str, backend: str, kinds: Counter[str]) -> None:
     lost, doubled = expected - got, got - expected
     points = sum(count for thing, count in got.items() if thing[0] == "metric")
     files = sum(count for thing, count in got.items() if thing[0] == "artifact")
-    report(
+    tell(
         what=what, backend=backend, kinds=dict(kinds), runs=1, metric_points=points, artifacts=files,
         lost=lost.total(), duplicated=doubled.total(),
     )  # fmt: skip
@@ -417,7 +410,7 @@ def test_a_server_that_does_not_answer_slows_no_epoch_and_the_end_waits_seconds(
             scene.proxy.mode = "pass"
         scene.finish()
         ended[mode] = time.monotonic() - began - trained[mode]
-    report(
+    tell(
         what="slow server", kind=kind, epochs_s=round(trained[kind], 1), epochs_clean_s=round(trained["pass"], 1),
         end_s=round(ended[kind], 1), end_clean_s=round(ended["pass"], 1),
     )  # fmt: skip

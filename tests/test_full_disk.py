@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crashing import contents, spec_file, tell
+from crashing import contents, spec_file
 from recorded import differences
+from reliability import tell
 
 
 @pytest.fixture

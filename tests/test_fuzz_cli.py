@@ -16,8 +16,9 @@ import click
 import pytest
 from click.testing import CliRunner
 from conftest import tiny
-from fuzzing import NASTY_NUMBERS, NASTY_TEXT, assert_one_sentence, count, fuzz, no_hang, sizes
+from fuzzing import NASTY_NUMBERS, NASTY_TEXT, assert_one_sentence, fuzz, no_hang, sizes
 from hypothesis import strategies as st
+from reliability import tell
 from test_fuzz import KEYS, KINDS, RAW
 
 from nlt.cli import main
@@ -221,4 +222,4 @@ def test_every_odd_tracking_uri_is_taken_or_refused_in_one_sentence(
             except BadInput as error:
                 assert_one_sentence(str(error))
                 assert_no_password(str(error))
-    count("tracking URI", len(URIS))
+    tell(what="fuzzed", kind="tracking URI", cases=len(URIS))
