@@ -216,8 +216,8 @@ def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence:
         except BadInput as error:
             warn(str(error))
             continue
-        steps = sum(stage.epochs for stage in spec.stages().values())
-        found.append(Unfinished(folder.path, folder.run_id, spec, known["seed"], folder.epochs_journaled(), steps))
+        done = folder.epochs_journaled()
+        found.append(Unfinished(folder.path, folder.run_id, spec, known["seed"], done, spec.steps()))
     return found
 
 
@@ -262,7 +262,7 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
     T_KK = spec.noise.matrix(dataset.classes)
     train = dataset.train
     if spec.noise.name != "none":
-        if train.clean_N is not None and bool((train.clean_N != train.labels_N).any()):
+        if train.wrong_N is not None and bool(train.wrong_N.any()):
             raise BadInput(
                 "noise: the data set brings wrong labels of its own (train_clean_labels differ from train_labels): "
                 'use {"name": "none"} with it.'
@@ -293,7 +293,7 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
                     f"{spec.model.name}: train on batches of at least 2, of more images than one."
                 ) from None
     facts = Facts(seed, on, find_precision(spec.precision, on), dataset, train, T_KK, empirical_T_KK)
-    return Prepared(facts, val, sum(stage.epochs for stage in spec.stages().values()))
+    return Prepared(facts, val, spec.steps())
 
 
 def _track(

@@ -49,7 +49,7 @@ class Split:
     def __init__(self, samples: Samples, device: torch.device):
         self.images_NHWC = samples.images_NCHW.permute(0, 2, 3, 1).contiguous().to(device)
         self.labels_N = samples.labels_N.to(device)
-        self.wrong_N = None if samples.clean_N is None else (samples.clean_N != samples.labels_N)
+        self.wrong_N = samples.wrong_N
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,10 @@ class Experiment(Settings):
         """Return the method's stages by name, in the order they run."""
         return {name: stage for name, stage in self.method if isinstance(stage, Stage)}
 
+    def steps(self) -> int:
+        """Return the epochs of all stages together."""
+        return sum(stage.epochs for stage in self.stages().values())
+
     def resolved(self) -> dict[str, Any]:
         """Return the whole spec, defaults filled in, as JSON-ready data; loading it gives the same Experiment."""
         return self.model_dump(mode="json", by_alias=True, exclude={"schema_"})

@@ -78,8 +78,8 @@ class Progress:
         """Say what the run is about to train on, `done` epochs being behind it."""
         facts, self._done = prepared.facts, done
         wrong = ""
-        if facts.train.clean_N is not None:
-            wrong = f", {float((facts.train.clean_N != facts.train.labels_N).double().mean()):.1%} wrong labels"
+        if (wrong_N := facts.train.wrong_N) is not None:
+            wrong = f", {float(wrong_N.double().mean()):.1%} wrong labels"
         sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.dataset.test):,} test images"
         _say(f"{self._name} · seed {facts.seed} · run {run_id}")
         _say(f"  {facts.dataset.name}: {sizes} · {facts.device} {facts.precision}")

@@ -42,6 +42,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids_N)
 
+    @property
+    def wrong_N(self) -> Tensor | None:  # noqa: N802  # a tensor carries its shape as a suffix
+        """True where the given label is not the true one; None where nobody knows. Methods never see it."""
+        return None if self.clean_N is None else self.clean_N != self.labels_N
+
     def take(self, rows: Tensor) -> "Samples":
         """The samples at `rows` (int64, any length, any order), in that order; the tensors are copies."""
         return Samples(

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,11 @@ def kill_orphans(store: Store) -> list[str]:
         return []
     with store.starting():
         experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
-        # Runs that came through a server in front of the same database have their folders elsewhere.
-        ours = f"attributes.status = 'RUNNING' and tags.`{FOLDER_TAG}` = '{store.folder_tag}'"
-        running = store.client.search_runs(experiments, filter_string=ours, max_results=1000)
-        dead = [run.info.run_id for run in running if not (store.runs / run.info.run_id).exists()]
+        running = store.client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000)
+        # Runs that came through a server in front of the same database have their folders elsewhere. Compared here,
+        # since a path with a quotation mark in it would break a filter.
+        ours = [run.info.run_id for run in running if run.data.tags.get(FOLDER_TAG) == str(store.runs)]
+        dead = [run_id for run_id in ours if not (store.runs / run_id).exists()]
         for run_id in dead:
             store.client.set_terminated(run_id, "KILLED")
     return dead
@@ -172,18 +173,18 @@ class Synced:
 
 def sync(store: Store) -> Synced:
     """Deliver what runs of this store have left undelivered; runs in progress see to it themselves."""
-    done = Synced(0, [], Counter())
-    runs = 0
-    for folder in opened(store.runs, done.complaints.append):
+    runs, complaints = 0, list[str]()
+    elsewhere = Counter[str]()
+    for folder in opened(store.runs, complaints.append):
         if folder.facts["store"] != store.name:
-            done.elsewhere[folder.facts["store"]] += 1
+            elsewhere[folder.facts["store"]] += 1
         elif folder.waiting():
             runs += 1
             courier = Courier(store, folder)
             if not courier.drain():
-                done.complaints.append(
+                complaints.append(
                     f"run {folder.run_id}: {folder.waiting()} records wait ({courier.complaint()}); "
                     f"to give them up, delete {folder.path}."
                 )
             courier.stop()
-    return replace(done, runs=runs)
+    return Synced(runs, complaints, elsewhere)

@@ -60,11 +60,6 @@ class Store:
         """What tells stores apart whose runs lie in one folder; it holds no user name and no password."""
         return self.uri.rpartition("/")[2] if self.artifacts else without_credentials(self.uri).rstrip("/")
 
-    @property
-    def folder_tag(self) -> str:
-        """Value of `FOLDER_TAG` for runs of the embedded store."""
-        return str(self.runs)
-
 
 def without_credentials(uri: str) -> str:
     """Return a tracking URI without the user name and password in it, and with `***` for those in its query."""

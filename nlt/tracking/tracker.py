@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -133,22 +134,19 @@ def start_run(
         "nlt.git_commit": git_commit(),
         "nlt.device": str(facts.device),
         "nlt.version": version("nlt"),
-        **({} if store.artifacts is None else {FOLDER_TAG: store.folder_tag}),
+        **({} if store.artifacts is None else {FOLDER_TAG: str(store.runs)}),
     }
     matrices = {"classes": facts.dataset.classes, "asked": facts.T_KK.tolist()}
     if facts.empirical_T_KK is not None:
         matrices["drawn"] = facts.empirical_T_KK.tolist()
     texts = {"spec.json": spec.resolved() | {"seed": facts.seed}, "transition_matrix.json": matrices}
-    clean_N = facts.train.clean_N
-    dataset = facts.dataset
+    wrong_N, dataset = facts.train.wrong_N, facts.dataset
     sizes = {"train": len(facts.train), "test": len(dataset.test), "classes": dataset.classes}
     start: Record = {
         "kind": "start",
         "time": now(),
         "params": params(spec, facts),
-        "metrics": {}
-        if clean_N is None
-        else {"noise/drawn_rate": float((clean_N != facts.train.labels_N).double().mean())},
+        "metrics": {} if wrong_N is None else {"noise/drawn_rate": float(wrong_N.double().mean())},
         "input": {
             "name": dataset.name,
             "digest": dataset.digest,
@@ -189,8 +187,7 @@ class Tracker:
 
     def __init__(self, store: Store, folder: RunFolder, facts: Facts):
         self._store, self._folder, self._facts = store, folder, facts
-        clean_N = facts.train.clean_N
-        self._wrong_N = None if clean_N is None else clean_N != facts.train.labels_N
+        self._wrong_N = facts.train.wrong_N
         self._tops: dict[str, float] = {}
         self._complaint = ""
         self.epochs = folder.epochs()
@@ -384,6 +381,7 @@ def _stepped_image(run_id: str, key: str, step: int, picture: Picture) -> dict[s
     return files
 
 
+@cache  # of the code as it was imported
 def git_commit() -> str:
     """Return the commit of the checkout that nlt runs from, with `-dirty` if it is changed, or "unknown".
 
