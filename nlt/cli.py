@@ -1,20 +1,20 @@
 """The command line: parse, call, print. torch and mlflow are imported inside the commands, so `nlt --help` is quick."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nlt.settings import BadInput
-from nlt.terminal import Progress, console, failure, run_all, warn
+from nlt.terminal import Board, Ledger, Lines, console, failure, run_all, warn
 
 if TYPE_CHECKING:
-    from nlt.launcher import Result
-    from nlt.spec import Experiment
+    from nlt.sweep import Finished, How, Job
     from nlt.tracking import Store
 
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
@@ -33,8 +33,13 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
 
 specs_argument = click.argument("specs", nargs=-1, required=True, type=click.Path(), metavar="SPEC...")
 set_option = click.option(
-    "overrides", "--set", metavar="KEY=VALUE", multiple=True, help="Change a key, e.g. --set method.training.epochs=10."
-)
+    "overrides", "--set", metavar="KEY=VALUE[,VALUE...]", multiple=True,
+    help="Change a key, e.g. --set method.training.epochs=10; several values make several experiments.",
+)  # fmt: skip
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1, 256), default=None,
+    help="Runs at a time, each in a process of its own; by default one after the other in this one.",
+)  # fmt: skip
 data_root_option = click.option(
     "--data-root", envvar="NLT_DATA_ROOT", default="data", show_default=True, type=click.Path(path_type=Path),
     help="Folder of data sets and caches (NLT_DATA_ROOT).",
@@ -61,63 +66,63 @@ def main() -> None:
 @main.command()
 @specs_argument
 @click.option("seeds", "--seed", type=click.IntRange(0), multiple=True, help="Training seed; may be given many times.")
+@jobs_option
 @device_option
 @data_root_option
 @set_option
 @tracking_option
+@click.option("--sweep", metavar="NAME", default=None, help="Tag nlt.sweep of the runs; by default from their specs.")
+@click.option("--rerun", is_flag=True, help="Run again what is finished, and begin again what was interrupted.")
 @click.option("--log-model", is_flag=True, help="Also log an MLflow model with signature (some seconds, some MB).")
 @_friendly
 def launch(
     specs: tuple[str, ...],
     seeds: tuple[int, ...],
+    jobs: int | None,
     device: str,
     data_root: Path,
     overrides: tuple[str, ...],
     tracking_uri: str | None,
+    sweep: str | None,
+    rerun: bool,
     log_model: bool,
 ) -> None:
     """Run experiment files, each with each seed (default 0), and track every run in MLflow.
 
+    A run that is finished already, same spec and seed, is not run again, and one that was interrupted goes on: a launch
+    may be stopped and repeated.
+
     \b
     nlt launch experiments/o2u_20.json
-    nlt launch experiments/quickstart/*.json --seed 0 --seed 1
-    nlt launch experiments/o2u_20.json --set data='{"name":"npz","path":"mine.npz"}' --set method.forget_rate=0.1
+    nlt launch experiments/quickstart/*.json --seed 0 --seed 1 --jobs 2
+    nlt launch experiments/o2u_20.json --set noise.rate=0.2,0.4 --set data='{"name":"npz","path":"mine.npz"}'
     """
-    from nlt.spec import load
+    from nlt.spec import load_all
 
-    experiments = [load(path, overrides) for path in specs]  # all files are checked before the first run starts
-    from nlt.launcher import launch as run_one
-    from nlt.launcher import new_sweep, unfinished_runs
+    if sweep is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}", sweep):
+        raise BadInput(f"--sweep {sweep!r}: use up to 100 letters, digits, blanks and . _ + -")
+    # All files are checked before the first run starts.
+    experiments = [experiment for path in specs for experiment in load_all(path, overrides)]
+    from nlt.sweep import How, plan
     from nlt.tracking import open_store
 
     store = open_store(tracking_uri)
-    waiting = {(run.spec.sha256(), run.seed): run for run in unfinished_runs(store, warn)}
-    sweep, first = new_sweep(), True
+    todo = plan(store, experiments, seeds or (0,), sweep, rerun, warn)
+    for run in todo.finished:
+        warn(f"{run.name}, seed {run.seed}, is finished already: run {run.run_id} (--rerun runs it again).")
+    how = How(device, data_root, store.uri, store.runs, todo.sweep, log_model)
+    _run(todo.jobs, how, store, jobs, todo.finished)
 
-    def start(spec: "Experiment", seed: int) -> "Result":
-        if run := waiting.get((spec.sha256(), seed)):
-            warn(
-                f"{spec.name}, seed {seed}, has an unfinished run {run.run_id} ({run.epochs} of {run.steps} epochs): "
-                f"`nlt resume {run.run_id}` goes on with it; this launch begins another."
-            )
-        nonlocal first
-        # That an address is wrong shows in the first run, at once; later a server is only away, and is waited for.
-        patient, first = None if first else warn, False
-        progress = Progress(spec.name)
-        return run_one(
-            spec,
-            seed=seed,
-            device=device,
-            data_root=data_root,
-            log_model=log_model,
-            sweep=sweep,
-            store=store,
-            warn=patient,
-            on_start=progress.start,
-            on_epoch=progress.epoch,
-        )
 
-    run_all([partial(start, spec, seed) for spec in experiments for seed in seeds or (0,)])
+def _run(jobs: "list[Job]", how: "How", store: "Store", at_once: int | None, finished: "list[Finished]") -> None:
+    from nlt.sweep import in_turn, side_by_side
+
+    ledger = Ledger(jobs, finished)
+    if at_once is None:
+        run_all(ledger, lambda tell: in_turn(jobs, how, tell, store), Lines(jobs))
+    else:
+        run_all(ledger, lambda tell: side_by_side(jobs, how, tell, at_once), Board(ledger))
+    ledger.conclude()
 
 
 @main.command()
@@ -127,9 +132,12 @@ def launch(
     "--data-root", envvar="NLT_DATA_ROOT", default=None, type=click.Path(path_type=Path),
     help="Folder of data sets and caches (NLT_DATA_ROOT); by default as the run was launched.",
 )  # fmt: skip
+@jobs_option
 @tracking_option
 @_friendly
-def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None, tracking_uri: str | None) -> None:
+def resume(
+    run_ids: tuple[str, ...], device: str | None, data_root: Path | None, jobs: int | None, tracking_uri: str | None
+) -> None:
     """Go on with interrupted runs, each in its own MLflow run; without RUN_ID with all of this store.
 
     A run goes on after its last checkpoint. On a CPU it ends with the numbers of one never interrupted.
@@ -139,8 +147,8 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
     nlt resume
     nlt resume 0123456789abcdef0123456789abcdef
     """
-    from nlt.launcher import resume as run_one
     from nlt.launcher import unfinished_runs
+    from nlt.sweep import How, Job
     from nlt.tracking import folder_of, kill_orphans, open_store
 
     store = open_store(tracking_uri)
@@ -160,19 +168,8 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
         click.echo("nothing to resume")
         return
 
-    def start(run_id: str) -> "Result":
-        progress = Progress(found[run_id].spec.name)
-        return run_one(
-            found[run_id],
-            device=device,
-            data_root=data_root,
-            store=store,
-            warn=warn,
-            on_start=progress.start,
-            on_epoch=progress.epoch,
-        )
-
-    run_all([partial(start, run_id) for run_id in wanted])
+    how = How(device, data_root, store.uri, store.runs)
+    _run([Job(found[run_id].spec, found[run_id].seed, found[run_id]) for run_id in wanted], how, store, jobs, [])
 
 
 @main.command()
@@ -219,12 +216,12 @@ def validate(specs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     \b
     nlt validate experiments/*.json
     """
-    from nlt.spec import load
+    from nlt.spec import load_all
 
     errors = []
     for path in specs:
         try:
-            load(path, overrides)
+            load_all(path, overrides)
         except BadInput as error:
             errors.append(str(error))
         else:

@@ -2,11 +2,20 @@
 
 from nlt.tracking.delivery import kill_orphans, sync
 from nlt.tracking.journal import Busy, RunFolder, folder_of, opened
-from nlt.tracking.store import Store, experiment_id, open_store, shown, without_credentials
+from nlt.tracking.store import (
+    SWEEP_TAG,
+    Store,
+    experiment_id,
+    finished_runs,
+    open_store,
+    reopen_store,
+    shown,
+    without_credentials,
+)
 from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, params, start_run
 
 __all__ = [
-    "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics", "folder_of",
-    "git_commit", "kill_orphans", "open_store", "opened", "params", "shown", "start_run", "sync",
-    "without_credentials",
+    "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics", "finished_runs",
+    "folder_of", "git_commit", "kill_orphans", "open_store", "opened", "params", "reopen_store", "shown", "start_run",
+    "sync", "without_credentials",
 ]  # fmt: skip
