@@ -14,7 +14,7 @@ from nlt.settings import BadInput
 from nlt.terminal import Board, Ledger, Lines, console, failure, run_all, warn
 
 if TYPE_CHECKING:
-    from nlt.sweep import Finished, How, Job
+    from nlt.sweep import How
     from nlt.tracking import Store
 
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
@@ -63,10 +63,25 @@ def main() -> None:
     os.umask(os.umask(0) | 0o022)  # what runs leave is nobody else's to change
 
 
+ray_option = click.option(
+    "--ray", "address", metavar="ADDRESS", default=None,
+    help="Run on a Ray cluster: local, auto or ray://HOST:PORT (pip install 'nlt[ray]').",
+)  # fmt: skip
+gpus_option = click.option(
+    "--gpus-per-run",
+    type=click.FloatRange(0, 64),
+    default=0.0,
+    show_default=True,
+    help="With --ray: a share, e.g. 0.25.",
+)
+
+
 @main.command()
 @specs_argument
 @click.option("seeds", "--seed", type=click.IntRange(0), multiple=True, help="Training seed; may be given many times.")
 @jobs_option
+@ray_option
+@gpus_option
 @device_option
 @data_root_option
 @set_option
@@ -79,6 +94,8 @@ def launch(
     specs: tuple[str, ...],
     seeds: tuple[int, ...],
     jobs: int | None,
+    address: str | None,
+    gpus_per_run: float,
     device: str,
     data_root: Path,
     overrides: tuple[str, ...],
@@ -95,12 +112,18 @@ def launch(
     \b
     nlt launch experiments/o2u_20.json
     nlt launch experiments/quickstart/*.json --seed 0 --seed 1 --jobs 2
+    nlt launch experiments/*.json --seed 0 --seed 1 --seed 2 --ray auto --gpus-per-run 0.25
     nlt launch experiments/o2u_20.json --set noise.rate=0.2,0.4 --set data='{"name":"npz","path":"mine.npz"}'
     """
     from nlt.spec import load_all
 
     if sweep is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}", sweep):
         raise BadInput(f"--sweep {sweep!r}: use up to 100 letters, digits, blanks and . _ + -")
+    if address is None and gpus_per_run:
+        raise BadInput("--gpus-per-run goes with --ray; on this machine runs with --jobs share the GPUs.")
+    if address is not None and jobs is not None:
+        raise BadInput("--jobs and --ray: the Ray cluster decides how many runs it takes at a time; leave out --jobs.")
+    run_on_ray = _on_ray() if address is not None else None
     # All files are checked before the first run starts.
     experiments = [experiment for path in specs for experiment in load_all(path, overrides)]
     from nlt.sweep import How, plan
@@ -111,18 +134,33 @@ def launch(
     for run in todo.finished:
         warn(f"{run.name}, seed {run.seed}, is finished already: run {run.run_id} (--rerun runs it again).")
     how = How(device, data_root, store.uri, store.runs, todo.sweep, log_model)
-    _run(todo.jobs, how, store, jobs, todo.finished)
+    ledger = Ledger(todo.jobs, todo.finished)
+    if run_on_ray is None:
+        _run(ledger, how, store, jobs)
+    elif todo.jobs:
+        run_all(
+            ledger, lambda tell: run_on_ray(todo.jobs, how, tell, store, address, gpus_per_run, warn), Board(ledger)
+        )
+    ledger.conclude()
 
 
-def _run(jobs: "list[Job]", how: "How", store: "Store", at_once: int | None, finished: "list[Finished]") -> None:
+def _run(ledger: Ledger, how: "How", store: "Store", at_once: int | None) -> None:
     from nlt.sweep import in_turn, side_by_side
 
-    ledger = Ledger(jobs, finished)
     if at_once is None:
-        run_all(ledger, lambda tell: in_turn(jobs, how, tell, store), Lines(jobs))
+        run_all(ledger, lambda tell: in_turn(ledger.jobs, how, tell, store), Lines(ledger.jobs))
     else:
-        run_all(ledger, lambda tell: side_by_side(jobs, how, tell, at_once), Board(ledger))
-    ledger.conclude()
+        run_all(ledger, lambda tell: side_by_side(ledger.jobs, how, tell, at_once), Board(ledger))
+
+
+def _on_ray() -> "Callable[..., None]":
+    try:
+        from nlt.sweep.cluster import on_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise BadInput("--ray: Ray is not installed: pip install 'nlt[ray]'.") from None
+    return on_ray
 
 
 @main.command()
@@ -168,8 +206,9 @@ def resume(
         click.echo("nothing to resume")
         return
 
-    how = How(device, data_root, store.uri, store.runs)
-    _run([Job(found[run_id].spec, found[run_id].seed, found[run_id]) for run_id in wanted], how, store, jobs, [])
+    ledger = Ledger([Job(found[run_id].spec, found[run_id].seed, found[run_id]) for run_id in wanted], [])
+    _run(ledger, How(device, data_root, store.uri, store.runs), store, jobs)
+    ledger.conclude()
 
 
 @main.command()

@@ -145,6 +145,7 @@ def resume(
     tracking_uri: str | None = None,
     store: Store | None = None,
     dataset: Dataset | None = None,
+    patience_s: float = 0.0,
     warn: Callable[[str], None] = lambda sentence: None,
     on_start: Start = lambda run_id, prepared, done: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -161,6 +162,7 @@ def resume(
         tracking_uri: of the MLflow store it was launched in.
         store: the same, open already, instead.
         dataset: what `spec.data` names, loaded already.
+        patience_s: how long to wait for another process to let go of the run.
         warn: called with a sentence for each thing that may change its numbers: version, commit, device.
         on_start: called with the run's id, what it goes on training on, and how many epochs are behind it.
         on_epoch: called after each epoch, also one that is repeated because it was not in a checkpoint.
@@ -172,7 +174,7 @@ def resume(
     """
     store = store or open_store(tracking_uri)
     try:
-        folder = RunFolder(unfinished.path)
+        folder = RunFolder(unfinished.path, patience_s=patience_s)
     except Busy:
         raise BadInput(f"run {unfinished.run_id} is in progress in another process.") from None
     try:

@@ -77,23 +77,24 @@ class Ledger:
         """
         if self.finished:
             print_results(self.finished)
+        wrong = {index: failed for index, failed in sorted(self.failed.items()) if failed.kind != "interrupted"}
+        if wrong and len(self.jobs) > 1:
+            names = "; ".join(self._who(index) for index in wrong)
+            click.echo(f"{len(wrong)} of {len(self.jobs)} runs failed: {names}", err=True)
         stopped = [failed for failed in self.failed.values() if failed.kind == "interrupted"]
-        left = len(self.jobs) - self.over
-        if len(self.jobs) > 1 and (len(self.failed) > len(stopped)):
-            click.echo(f"{len(self.failed) - len(stopped)} of {len(self.jobs)} runs failed:", err=True)
-            for index, failed in sorted(self.failed.items()):
-                if failed.kind != "interrupted":
-                    click.echo(f"  {self._who(index)}: {failed.sentence.splitlines()[0]}", err=True)
-        if len(stopped) == 1 and len(self.jobs) == 1:
-            mend = f"; nlt resume {stopped[0].run_id} goes on with it." if stopped[0].run_id else "."
-            raise failure(stopped[0].sentence + mend, 130)
-        if stopped or left:
+        begun = [failed for failed in stopped if failed.run_id]
+        left = len(self.jobs) - self.over + len(stopped) - len(begun)  # what was not begun
+        if len(begun) == 1:
+            more = f" {left} runs were not begun." if left else ""
+            raise failure(f"{begun[0].sentence}; nlt resume {begun[0].run_id} goes on with it.{more}", 130)
+        if begun:
             raise failure(
-                f"interrupted; {sum(bool(failed.run_id) for failed in stopped)} runs were stopped after an epoch, "
-                f"{left + sum(not failed.run_id for failed in stopped)} were not begun: the same command goes on with "
-                "them all.",
-                130,
+                f"interrupted; {len(begun)} runs were stopped, {left} not begun: the same command goes on.", 130
             )
+        if left and self._stop_asked:
+            raise failure(f"interrupted; the run in progress was finished, {left} were not begun.", 130)
+        if left:
+            raise failure("interrupted before the run began.", 130)
         if self.failed:
             raise SystemExit(1 if any(failed.kind != "bad input" for failed in self.failed.values()) else 2)
 

@@ -102,6 +102,7 @@ def run_job(
     store: Store | None = None,
     dataset: Dataset | None = None,
     patient: bool = True,
+    patience_s: float = 0.0,
 ) -> Finished | Failed:
     """Run one job in this process, and tell of it.
 
@@ -112,6 +113,7 @@ def run_job(
         store: an open one.
         dataset: the spec's data, loaded already.
         patient: whether a tracking server that is away is waited for; otherwise it is an error at once.
+        patience_s: how long to wait for another process to let go of an unfinished run.
     """
 
     def note(sentence: str) -> None:
@@ -132,6 +134,7 @@ def run_job(
                 data_root=how.data_root,
                 store=store,
                 dataset=dataset,
+                patience_s=patience_s,
                 warn=note,
                 on_start=on_start,
                 on_epoch=on_epoch,

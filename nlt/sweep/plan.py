@@ -11,7 +11,7 @@ from nlt.launcher import unfinished_runs
 from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.sweep.job import Finished, Job
-from nlt.tracking import SWEEP_TAG, Store, finished_runs, shown
+from nlt.tracking import SWEEP_TAG, Store, finished_runs, shown, sync
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ def plan(
     sweep = sweep or _name(wanted)
     if rerun:
         return Plan(sweep, [Job(spec, seed) for (_, _, seed), spec in wanted.items()], [])
+    for sentence in sync(store).complaints:  # a finished run that MLflow does not know of would run again
+        warn(sentence)
     try:
         finished = _finished(store, wanted)
         unfinished = {_key(run.spec, run.seed): run for run in unfinished_runs(store, warn)}
@@ -65,11 +67,18 @@ def plan(
                 _adopt(store, run_id, store.client.get_run(run_id).data.tags.get(SWEEP_TAG, ""), sweep)
     except MlflowException as error:
         raise BadInput(f"the MLflow store {shown(store.uri)} cannot be read ({type(error).__name__}).") from None
-    earlier = [
-        Finished(run.info.run_name, int(run.data.tags["nlt.seed"]), run.info.run_id, dict(run.data.metrics))
-        for run in finished.values()
-    ]
-    return Plan(sweep, jobs, earlier)
+    return Plan(sweep, jobs, [_outcome(run) for run in finished.values()])
+
+
+def finished_before(store: Store, job: Job) -> Finished | None:
+    """Return the latest finished run of a job's spec and seed."""
+    key = _key(job.spec, job.seed)
+    run = _finished(store, {key: job.spec}).get(key)
+    return None if run is None else _outcome(run)
+
+
+def _outcome(run: MlflowRun) -> Finished:
+    return Finished(run.info.run_name, int(run.data.tags["nlt.seed"]), run.info.run_id, dict(run.data.metrics))
 
 
 def _key(spec: Experiment, seed: int) -> tuple[str, str, int]:

@@ -1,7 +1,7 @@
 """The only files that write to MLflow, and the journal that each run keeps on this machine until MLflow has it all."""
 
 from nlt.tracking.delivery import kill_orphans, sync
-from nlt.tracking.journal import Busy, RunFolder, folder_of, opened
+from nlt.tracking.journal import Busy, RunFolder, folder_of, folders, opened
 from nlt.tracking.store import (
     SWEEP_TAG,
     Store,
@@ -16,6 +16,6 @@ from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, para
 
 __all__ = [
     "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics", "finished_runs",
-    "folder_of", "git_commit", "kill_orphans", "open_store", "opened", "params", "reopen_store", "shown", "start_run",
-    "sync", "without_credentials",
+    "folder_of", "folders", "git_commit", "kill_orphans", "open_store", "opened", "params", "reopen_store", "shown",
+    "start_run", "sync", "without_credentials",
 ]  # fmt: skip
