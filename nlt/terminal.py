@@ -192,6 +192,8 @@ class Board:
         job = self._ledger.jobs[index]
         if isinstance(event, Started):
             self._running[index] = event, None
+            if event.done and not self._live:
+                _say(f"{job.spec.name} · seed {job.seed} goes on after {event.done} of {event.steps} epochs")
         elif isinstance(event, Progressed) and index in self._running:
             self._running[index] = self._running[index][0], event
             self._done += 1
@@ -202,10 +204,12 @@ class Board:
             _, last = self._running.pop(index, (None, None))
             # What it will not train any more is not left to do.
             self._steps -= job.spec.steps() - last.step if isinstance(event, Failed) and last else 0
-            if isinstance(event, Finished) and not self._live:
+            if self._live:
+                return
+            if isinstance(event, Finished):
                 accuracy = event.metrics.get("final/test_accuracy_last", float("nan"))
                 _say(f"finished {job.spec.name} · seed {job.seed} · run {event.run_id} · test {accuracy:.1%}")
-                _say(self._status())
+            _say(self._status())
 
     def _status(self) -> str:
         ledger = self._ledger
