@@ -1,5 +1,6 @@
 """What the commands print: a line per epoch, a table of runs, notes, errors; and how one run follows another."""
 
+import io
 import os
 import sys
 import time
@@ -12,9 +13,12 @@ from nlt.settings import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from nlt.launcher import Prepared, Result
     from nlt.run import Epoch
+
+WIDTH = 160  # columns, off a terminal: rich would wrap at 80, in the middle of run ids
 
 
 def failure(message: str, exit_code: int) -> click.ClickException:
@@ -110,8 +114,18 @@ def console() -> "Console":
     """Return the console for tables."""
     from rich.console import Console
 
-    # Off a terminal rich would wrap at 80 columns, in the middle of run ids; and a [name] is not markup.
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    # A [name] is not markup.
+    return Console(width=None if sys.stdout.isatty() else WIDTH, markup=False)
+
+
+def as_text(tables: "list[Table]") -> str:
+    """Return tables as they would be printed, for a file."""
+    from rich.console import Console
+
+    out = Console(file=io.StringIO(), width=WIDTH, markup=False)
+    out.print(*tables, sep="\n")
+    text: str = out.file.getvalue()  # type: ignore[attr-defined]
+    return text
 
 
 def _duration(seconds: float) -> str:

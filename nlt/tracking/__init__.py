@@ -3,10 +3,11 @@
 from nlt.tracking.delivery import kill_orphans, sync
 from nlt.tracking.journal import Busy, RunFolder, folder_of, opened
 from nlt.tracking.store import Store, experiment_id, open_store, shown, without_credentials
+from nlt.tracking.summary import KIND_TAG, LONGEST_TAG, SWEEP_TAG, write_summary
 from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, params, start_run
 
 __all__ = [
-    "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics", "folder_of",
-    "git_commit", "kill_orphans", "open_store", "opened", "params", "shown", "start_run", "sync",
-    "without_credentials",
+    "KIND_TAG", "LONGEST_TAG", "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id",
+    "final_metrics", "folder_of", "git_commit", "kill_orphans", "open_store", "opened", "params", "shown", "start_run",
+    "sync", "without_credentials", "write_summary",
 ]  # fmt: skip

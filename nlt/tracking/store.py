@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each file that a report reads
 # MLflow prints a link when a run ends, among the lines of the next run and with the password of the tracking URI.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Read at every call. MLflow's own 7 retries with pauses, 247 s, would hold up what delivery.py tries again anyway, and
