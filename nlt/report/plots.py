@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from nlt.figures import Picture
 from nlt.report.collect import Comparison, noise_title
 from nlt.report.curves import Curve, Losses, Panel
 
@@ -214,11 +213,10 @@ def _losses(panel: Panel, step: int) -> Drawing:
         for ax, epoch, top, clean, wrong in zip(line, row.steps, axis_tops(row), row.clean, row.wrong, strict=False):
             edges = np.linspace(0, top, BINS + 1)
             inside = np.nextafter(top, 0)  # what lies beyond is counted in the last bin
-            ax.hist(clean.clip(0, inside), edges, color=RIGHT, alpha=0.85, label="truly right labels")
-            ax.hist(
-                wrong.clip(0, inside), edges, histtype="stepfilled", facecolor="#E69F0066", edgecolor="#8a5a00",
-                lw=0.9, hatch="/////", label="truly wrong labels",
-            )  # fmt: skip
+            right = {"facecolor": RIGHT, "alpha": 0.85, "label": "truly right labels"}
+            hatched = {"facecolor": WRONG + "66", "edgecolor": "#8a5a00", "lw": 0.9, "hatch": "/////"}
+            ax.hist(clean.clip(0, inside), edges, histtype="stepfilled", **right)
+            ax.hist(wrong.clip(0, inside), edges, histtype="stepfilled", label="truly wrong labels", **hatched)
             ax.set_title(f"epoch {epoch}", fontsize=7.5, pad=3)
             ax.grid(False)
             ax.set_xlim(0, top)
@@ -274,15 +272,6 @@ def png(drawing: Drawing) -> bytes:
 def pdf(drawing: Drawing) -> bytes:
     """Return the figure as PDF."""
     return _saved(drawing.figure, "pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-
-
-def picture(drawing: Drawing) -> Picture:
-    """Return the figure's pixels, 150 dots per inch: uint8 (height, width, 3)."""
-    with rc_context(STYLE):
-        drawing.figure.set_dpi(150)
-        canvas = FigureCanvasAgg(drawing.figure)
-        canvas.draw()  # type: ignore[no-untyped-call]
-        return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()  # type: ignore[no-untyped-call]
 
 
 def _saved(figure: Figure, kind: str, **how: Any) -> bytes:

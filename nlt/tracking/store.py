@@ -30,7 +30,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from nlt.settings import BadInput
-from nlt.view import TAG, comparison_view
+from nlt.view import TAG, comparison_view, description
 
 PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself only after minutes of retries
 FOLDER_TAG = "nlt.folder"  # of runs in the embedded store: where their folders are
@@ -198,8 +198,7 @@ def experiment_id(store: Store, name: str) -> str:
             if found is None:
                 raise
         else:
-            about = "Runs of nlt. `nlt compare` prints the table; the link that `nlt ui` prints opens the charts."
-            store.client.set_experiment_tag(created, "mlflow.note.content", about)
+            store.client.set_experiment_tag(created, "mlflow.note.content", description(name))
             store.client.set_experiment_tag(created, TAG, comparison_view())
             return created
     if found.lifecycle_stage != "active":
