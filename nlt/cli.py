@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nlt.settings import BadInput
-from nlt.terminal import Board, Ledger, Lines, console, failure, run_all, warn
+from nlt.terminal import Board, Ledger, Lines, as_text, console, failure, run_all, warn
 
 if TYPE_CHECKING:
     from nlt.sweep import How
@@ -286,23 +286,95 @@ def schema() -> None:
 
 @main.command()
 @click.argument("experiment", required=False)
+@click.option("--sweep", metavar="NAME", help="Only runs of this sweep (the tag nlt.sweep).")
+@click.option(
+    "tags", "--tag", metavar="KEY=VALUE", multiple=True, help="Only runs with this tag; may be given many times."
+)
+@click.option(
+    "--baseline", metavar="NAME",
+    help="Run name or method that the others are compared with; by default the standard method with CE.",
+)  # fmt: skip
+@click.option(
+    "kind", "--format", type=click.Choice(["table", "md", "csv", "json", "html"]), default="table", show_default=True,
+    help="csv and json: unrounded, a row per method and noise; html: one page with all figures.",
+)  # fmt: skip
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of to the terminal."
+)
+@click.option(
+    "--figures", type=click.Path(path_type=Path), metavar="FOLDER", help="Also write each figure there, as PNG and PDF."
+)
 @tracking_option
 @_friendly
-def compare(experiment: str | None, tracking_uri: str | None) -> None:
-    """Print method x noise: last-epoch test accuracy and noise precision, mean and deviation over seeds.
+def compare(
+    experiment: str | None,
+    sweep: str | None,
+    tags: tuple[str, ...],
+    baseline: str | None,
+    kind: str,
+    output: Path | None,
+    figures: Path | None,
+    tracking_uri: str | None,
+) -> None:
+    """Compare methods over seeds: accuracies, wrong labels found, time, paired differences to a baseline.
 
     EXPERIMENT is an MLflow experiment (by default a spec's runs are in the one named like its data set).
 
     \b
     nlt compare
-    nlt compare quickstart
+    nlt compare quickstart --baseline base
+    nlt compare quickstart --format html --output report.html --figures figures
     """
-    from nlt.report import cells, table
+    pairs = [tag.partition("=") for tag in tags]
+    if wrong := [tag for tag, (key, equals, _) in zip(tags, pairs, strict=True) if not (key and equals)]:
+        raise BadInput(f"--tag {wrong[0]}: write it as KEY=VALUE, e.g. --tag nlt.profile=corrected.")
+    from nlt.report import as_csv, as_json, markdown, tables
+    from nlt.report import compare as collect
     from nlt.tracking import open_store
 
-    out = console()
-    for name, group in cells(open_store(tracking_uri), experiment).items():
-        out.print(table(name, group))
+    store = open_store(tracking_uri)
+    wanted = {key: value for key, _, value in pairs}
+    found = collect(store, experiment, sweep=sweep, tags=wanted, baseline=baseline)
+    drawn = []
+    if kind == "html" or figures:
+        from nlt.report.summary import figures_of
+
+        drawn = [figures_of(store, comparison) for comparison in found]
+    if kind == "html":
+        from nlt.report.html import page
+
+        text = page(list(zip(found, drawn, strict=True)))
+    elif kind == "table":
+        shown = [table for comparison in found for table in tables(comparison)]
+        if output is None:
+            console().print(*shown, sep="\n")
+        text = as_text(shown)
+    else:
+        text = {"md": markdown, "csv": as_csv, "json": as_json}[kind](found)
+    if output is not None:
+        _write(output, text.encode())
+    elif kind != "table":
+        click.echo(text, nl=False)
+    if figures:
+        from nlt.report.plots import pdf, png
+
+        for comparison, group in zip(found, drawn, strict=True):
+            folder = figures / comparison.experiment if len(found) > 1 else figures
+            for drawing in group:
+                _write(folder / f"{drawing.name}.png", png(drawing))
+                _write(folder / f"{drawing.name}.pdf", pdf(drawing))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that the user has named, whole or not at all."""
+    from nlt.checkpoint import write_whole
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except (OSError, ValueError) as error:  # ValueError: a name that is none, as /
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{path} cannot be written ({reason}): name another file.") from None
 
 
 @main.command()

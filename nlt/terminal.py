@@ -1,5 +1,6 @@
 """What the commands print: epochs, many runs at once, a table of runs, notes, errors."""
 
+import io
 import os
 import sys
 import time
@@ -10,10 +11,13 @@ import click
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
     from nlt.sweep import Event, Failed, Finished, Job, Progressed, Started, Tell
 
 STATUS_EVERY_S = 10.0  # off a terminal
+
+WIDTH = 160  # columns, off a terminal: rich would wrap at 80, in the middle of run ids
 
 
 def failure(message: str, exit_code: int) -> click.ClickException:
@@ -67,6 +71,11 @@ class Ledger:
     def over(self) -> int:
         """How many jobs are over."""
         return len(self.finished) - self._earlier + len(self.failed)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user has stopped the launch before all jobs were over."""
+        return self.over < len(self.jobs) or any(failed.kind == "interrupted" for failed in self.failed.values())
 
     def conclude(self) -> None:
         """Print the table of finished runs and what is missing in it.
@@ -265,8 +274,18 @@ def console() -> "Console":
     """Return the console for tables."""
     from rich.console import Console
 
-    # Off a terminal rich would wrap at 80 columns, in the middle of run ids; and a [name] is not markup.
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    # A [name] is not markup.
+    return Console(width=None if sys.stdout.isatty() else WIDTH, markup=False)
+
+
+def as_text(tables: "list[Table]") -> str:
+    """Return tables as they would be printed, for a file."""
+    from rich.console import Console
+
+    out = Console(file=io.StringIO(), width=WIDTH, markup=False)
+    out.print(*tables, sep="\n")
+    text: str = out.file.getvalue()  # type: ignore[attr-defined]
+    return text
 
 
 def _duration(seconds: float) -> str:

@@ -12,10 +12,11 @@ from nlt.tracking.store import (
     shown,
     without_credentials,
 )
+from nlt.tracking.summary import LONGEST_TAG, write_summary
 from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, params, start_run
 
 __all__ = [
-    "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics", "finished_runs",
-    "folder_of", "folders", "git_commit", "kill_orphans", "open_store", "opened", "params", "reopen_store", "shown",
-    "start_run", "sync", "without_credentials",
+    "LONGEST_TAG", "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id",
+    "final_metrics", "finished_runs", "folder_of", "folders", "git_commit", "kill_orphans", "open_store", "opened",
+    "params", "reopen_store", "shown", "start_run", "sync", "without_credentials", "write_summary",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each file that a report reads
 # MLflow prints a link when a run ends, among the lines of the next run and with the password of the tracking URI.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Read at every call. MLflow's own 7 retries with pauses, 247 s, would hold up what delivery.py tries again anyway, and
@@ -30,7 +31,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from nlt.settings import BadInput
-from nlt.view import TAG, comparison_view
+from nlt.view import TAG, comparison_view, description
 
 PAGE = 1000  # runs asked for at a time
 PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself only after minutes of retries
@@ -232,8 +233,7 @@ def experiment_id(store: Store, name: str) -> str:
             if found is None:
                 raise
         else:
-            about = "Runs of nlt. `nlt compare` prints the table; the link that `nlt ui` prints opens the charts."
-            store.client.set_experiment_tag(created, "mlflow.note.content", about)
+            store.client.set_experiment_tag(created, "mlflow.note.content", description(name))
             store.client.set_experiment_tag(created, TAG, comparison_view())
             return created
     if found.lifecycle_stage != "active":

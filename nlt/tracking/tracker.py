@@ -213,7 +213,7 @@ class Tracker:
         title = f"epoch {epoch.step}: {epoch.stage} {epoch.t}"
         picture = loss_histogram(epoch.losses_N, self._wrong_N, self._top(epoch), title)
         self._append(
-            epoch_record(epoch, _stepped_image(self._folder.run_id, "train/loss_histogram", epoch.step, picture))
+            epoch_record(epoch, stepped_image(self._folder.run_id, "train/loss_histogram", epoch.step, picture))
         )
         self.epochs.append(epoch)
 
@@ -371,7 +371,7 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     write_whole(path, save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
 
 
-def _stepped_image(run_id: str, key: str, step: int, picture: Picture) -> dict[str, bytes]:
+def stepped_image(run_id: str, key: str, step: int, picture: Picture, thumbnail: int = THUMBNAIL) -> dict[str, bytes]:
     """Return the files of an image that the UI shows with a slider through the steps: artifact path -> content.
 
     Their names are those of MLflow's log_image, as its UI reads them, but for the random part: here it follows from run
@@ -379,7 +379,7 @@ def _stepped_image(run_id: str, key: str, step: int, picture: Picture) -> dict[s
     """
     image = Image.fromarray(picture)
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((thumbnail, thumbnail))
     unique = uuid.uuid5(uuid.UUID(run_id), f"{key} {step}")
     name = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{step}+{unique}"
     files = {}
