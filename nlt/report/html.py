@@ -210,8 +210,8 @@ def _second_table(comparison: Comparison, counter: _Counter) -> str:
             numbers += [_number(cell, metric, False) for metric in metrics]
             shown = "".join(f"<td>{escape(text)}</td>" for text in numbers)
             rows.append(f'<tr><td class="text">{escape(cell.label)}</td>{shown}</tr>')
-    spread = "means" if n == 1 else "means ± sample standard deviation"
-    says = f"All else that was measured, {spread}. {differences_caption(comparison)}"
+    spread = "one seed" if n == 1 else "means ± sample standard deviation"
+    says = f"All else that was measured, {spread}; time is that of training, without evaluation. {differences_caption(comparison)}"
     head = "".join(f'<th class="wrap">{escape(name)}</th>' for name in names)
     return _table(
         f"{counter.next('Table')} {escape(says)}", f'<tr><th class="text">method</th>{head}</tr>', "\n".join(rows)
