@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -96,7 +97,9 @@ def test_a_service_waits_for_what_it_needs_and_every_volume_is_a_folder_of_the_i
             assert source in COMPOSE["volumes"] or (DOCKER / source).is_file(), volume
             # Docker makes a folder that is not in the image as root, and then nlt cannot write there.
             if service["image"] == "nlt" and source in COMPOSE["volumes"]:
-                assert re.search(rf"install -d -m 1777 .*{target}\b", (DOCKER / "Dockerfile").read_text()), target
+                assert re.search(
+                    rf"install -d -o nlt -g nlt -m 1777 .*{target}\b", (DOCKER / "Dockerfile").read_text()
+                ), target
 
 
 def test_gpus_are_handed_to_the_runner_and_left_out_for_runner_cpu():
@@ -142,26 +145,32 @@ def test_neither_git_nor_the_image_takes_the_file_with_the_secrets(tmp_path):
 # ---- a server that refuses ----
 
 
+def handler(answers: dict[str, tuple[int, str]]) -> type[BaseHTTPRequestHandler]:
+    """Return what answers as told, by a part of the path; everything that is not told is an empty answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, text = next((a for path, a in answers.items() if path in self.path), (200, "{}"))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    return Handler
+
+
 @pytest.fixture
 def answering() -> Iterator[Callable[..., str]]:
-    """Starts servers that answer as told; everything that is not told is an empty answer."""
+    """Starts servers that answer as told, and says where."""
     started = []
 
     def start(answers: dict[str, tuple[int, str]]) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                status, text = next((a for path, a in answers.items() if path in self.path), (200, "{}"))
-                self.send_response(status)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            do_POST = do_GET
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        server = HTTPServer(("127.0.0.1", 0), Handler)
+        server = HTTPServer(("127.0.0.1", 0), handler(answers))
         Thread(target=server.serve_forever, daemon=True).start()
         started.append(server)
         return f"http://somebody:secret@127.0.0.1:{server.server_port}"
@@ -209,6 +218,42 @@ def test_a_server_that_refuses_gives_one_sentence_at_once_and_nothing_is_trained
     assert len(done.stderr.splitlines()) == 1
     assert "secret" not in done.output
     assert not (tmp_path / "mlruns" / "runs").exists()
+
+
+def test_a_certificate_that_is_not_trusted_is_named_and_one_that_is_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "ca.pem",
+        *subject,
+    ]
+    subprocess.run(make, check=True, capture_output=True)
+    server = HTTPServer(("127.0.0.1", 0), handler({}))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain("ca.pem", "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://localhost:{server.server_port}")
+        done = CliRunner().invoke(main, ["sync"])
+        assert done.exit_code == 2
+        assert (
+            "a certificate that is not trusted: name the file of its authority's in MLFLOW_TRACKING_SERV" in done.output
+        )
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "ca.pem"))
+        assert CliRunner().invoke(main, ["sync"]).output == "nothing to deliver\n"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 # ---- the services ----
