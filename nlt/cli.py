@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nlt.settings import BadInput
+from nlt.settings import BadInput, brief
 from nlt.terminal import Board, Ledger, Lines, as_text, console, failure, run_all, warn
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def launch(
     from nlt.spec import load_all
 
     if sweep is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}", sweep):
-        raise BadInput(f"--sweep {sweep!r}: use up to 100 letters, digits, blanks and . _ + -")
+        raise BadInput(f"--sweep {brief(sweep)}: use up to 100 letters, digits, blanks and . _ + -")
     if address is None and gpus_per_run:
         raise BadInput("--gpus-per-run goes with --ray; on this machine runs with --jobs share the GPUs.")
     if address is not None and jobs is not None:
@@ -131,8 +131,9 @@ def launch(
 
     store = open_store(tracking_uri)
     todo = plan(store, experiments, seeds or (0,), sweep, rerun, warn)
-    for run in todo.finished:
-        warn(f"{run.name}, seed {run.seed}, is finished already: run {run.run_id} (--rerun runs it again).")
+    if todo.finished:
+        known = len(todo.finished)
+        warn(f"{known} of {known + len(todo.jobs)} runs are finished already and are not run again (--rerun does).")
     how = How(device, data_root, store.uri, store.runs, todo.sweep, log_model)
     ledger = Ledger(todo.jobs, todo.finished)
     if run_on_ray is None:

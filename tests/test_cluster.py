@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import REPO, tiny
 from crashing import APL, O2U, STAGE
+from servers import free_port
 
 from nlt.tracking import open_store
 
@@ -27,12 +29,16 @@ METHODS = {
 SWEEP = ["--seed", "0", "--seed", "1", "--seed", "2", "--set", "noise.rate=0.2,0.6", "--device", "cpu"]
 
 
+CLIENT_PORT = free_port()
+
+
 @pytest.fixture
-def cluster() -> "Iterator[ray.cluster_utils.Cluster]":
+def cluster(monkeypatch: pytest.MonkeyPatch) -> "Iterator[ray.cluster_utils.Cluster]":
     from ray.cluster_utils import Cluster
 
-    os.environ["PYTHONPATH"] = f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # the nodes' workers inherit it
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setenv("PYTHONPATH", str(REPO))  # the nodes' workers inherit it
+    head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": CLIENT_PORT}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
 
@@ -109,6 +115,23 @@ def test_a_sweep_gives_the_same_numbers_in_processes_and_on_a_cluster_of_which_a
     assert a == b
     # Seeds and noise rates do make a difference, so that equal is not trivially so.
     assert all(a[x] != a[y] for x, y in itertools.combinations(a, 2))
+
+
+def test_a_cluster_elsewhere_trains_on_data_that_it_does_not_have(tmp_path, cluster):
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{what}": rng.integers(0, top, shape, dtype=kind)
+        for split, N in (("train", 64), ("test", 32))
+        for what, top, shape, kind in (("images", 256, (N, 8, 8, 1), np.uint8), ("labels", 2, (N,), np.int64))
+    }
+    np.savez(tmp_path / "mine.npz", class_names=np.array(["a", "b"]), **arrays)
+    mine = {"name": "npz", "path": str(tmp_path / "mine.npz")}
+    spec = tmp_path / "mine.json"
+    spec.write_text(json.dumps(tiny(name="mine", data=mine, method=METHODS["base"])))
+    process = nlt(tmp_path, "launch", str(spec), "--device", "cpu", "--ray", f"ray://127.0.0.1:{CLIENT_PORT}")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert "finished mine · seed 0" in out
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path):
