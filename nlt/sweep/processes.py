@@ -20,8 +20,8 @@ from nlt.sweep.job import Event, Failed, Finished, How, Job, Tell, run_job
 
 LONGEST_STOP_S = 60.0  # after a second Ctrl-C; then processes are killed
 TAIL = 4000  # characters of a dead process's last words
-# Processes are forked from one that has done the imports, which take seconds, and nothing else: neither threads nor a GPU
-# in use would survive a fork.
+# Processes are forked from one that has done the imports, which take seconds, and nothing else: neither threads nor a
+# GPU in use would survive a fork.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["nlt.sweep.processes"])
 
