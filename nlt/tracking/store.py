@@ -163,12 +163,13 @@ def refused(uri: str, error: MlflowException, experiment: str | None = None) -> 
             f"{server} has a certificate that is not trusted: name the file of its authority's in "
             "MLFLOW_TRACKING_SERVER_CERT_PATH."
         )
-    if error.get_http_status_code() == 401:
+    status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    if status == 401:
         return BadInput(
             f"{server} does not accept this user and password: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD to those its administrator gave you."
         )
-    if error.get_http_status_code() != 403:
+    if status != 403:
         return None
     if "Invalid Host header" in str(error):
         return BadInput(
