@@ -24,10 +24,12 @@ import yaml
 from click.testing import CliRunner
 from conftest import REPO, tiny
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from servers import POSTGRES, MlflowServer, Postgres
 
 from nlt.cli import main
-from nlt.tracking import open_store
+from nlt.tracking import experiment_id, open_store
+from nlt.view import TAG, comparison_view
 
 DOCKER = REPO / "docker"
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
@@ -220,6 +222,18 @@ def test_a_server_that_refuses_gives_one_sentence_at_once_and_nothing_is_trained
     assert not (tmp_path / "mlruns" / "runs").exists()
 
 
+def test_of_two_runs_that_set_the_view_of_an_experiment_at_once_neither_waits(store, monkeypatch):
+    set_tag = store.client.set_experiment_tag
+
+    def refuse_the_second(*args: str) -> None:
+        set_tag(*args)  # the other run's
+        raise MlflowException("BAD_REQUEST: duplicate key value violates unique constraint")
+
+    monkeypatch.setattr(store.client, "set_experiment_tag", refuse_the_second)
+    made = experiment_id(store, "digits")
+    assert store.client.get_experiment(made).tags[TAG] == comparison_view()
+
+
 def test_a_certificate_that_is_not_trusted_is_named_and_one_that_is_will_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "1"]
@@ -386,6 +400,8 @@ def sweep(team: TeamServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         process.kill()
         process.wait()
+    # A run that ends while the server is away waits for it 20 s and leaves the rest to this.
+    assert command("sync", cwd=place, user="alice", uri=team.uri).wait(timeout=300) == 0
     return place
 
 

@@ -163,13 +163,13 @@ def refused(uri: str, error: MlflowException, experiment: str | None = None) -> 
             f"{server} has a certificate that is not trusted: name the file of its authority's in "
             "MLFLOW_TRACKING_SERVER_CERT_PATH."
         )
-    code: int = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    if code == 401:
+    status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    if status == 401:
         return BadInput(
             f"{server} does not accept this user and password: set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD to those its administrator gave you."
         )
-    if code != 403:
+    if status != 403:
         return None
     if "Invalid Host header" in str(error):
         return BadInput(
@@ -274,13 +274,21 @@ def experiment_id(store: Store, name: str) -> str:
             if found is None:
                 raise
         else:
-            store.client.set_experiment_tag(created, "mlflow.note.content", description(name))
-            store.client.set_experiment_tag(created, TAG, comparison_view())
+            _set_experiment_tag(store, created, "mlflow.note.content", description(name))
+            _set_experiment_tag(store, created, TAG, comparison_view())
             return created
     if found.lifecycle_stage != "active":
         raise BadInput(
             f"the MLflow experiment {name!r} is deleted: restore it, or name another in the spec's `experiment`."
         )
     if found.tags.get(TAG) != comparison_view():  # the view of an older version of nlt
-        store.client.set_experiment_tag(found.experiment_id, TAG, comparison_view())
+        _set_experiment_tag(store, found.experiment_id, TAG, comparison_view())
     return str(found.experiment_id)
+
+
+def _set_experiment_tag(store: Store, experiment: str, key: str, value: str) -> None:
+    try:
+        store.client.set_experiment_tag(experiment, key, value)
+    except MlflowException:  # of two processes that set it at once, a database refuses one
+        if store.client.get_experiment(experiment).tags.get(key) != value:
+            raise
