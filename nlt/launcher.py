@@ -307,15 +307,18 @@ def _track(
 ) -> Result:
     facts = prepared.facts
     with _stop_signals() as stop, _determinism(spec.deterministic):
-        tracker = Tracker(store, folder, facts)
+        tracker, writer = Tracker(store, folder, facts), checkpoint.Writer(folder.path)
 
         def tell(epoch: Epoch) -> None:
+            writer.wait()  # written beside this epoch; a run that is killed repeats no more than if it had waited then
             tracker.log_epoch(epoch)
             on_epoch(epoch)
 
         def after_epoch(step: int, state: Callable[[], State]) -> None:
             if step % spec.checkpoint_every == 0 or step == prepared.steps or stop.asked:
-                checkpoint.save(folder.path, step, state())
+                writer.save(step, state())
+            if step == prepared.steps or stop.asked:
+                writer.wait()
             if stop.asked and step < prepared.steps:
                 raise KeyboardInterrupt
 
@@ -340,7 +343,8 @@ def _track(
                     resume=saved[1] if saved else None,
                     steps=prepared.steps,
                 )
-                spec.method.train(run)
+                with writer:
+                    spec.method.train(run)
                 if run.step != prepared.steps:  # a checkpoint of a stage that the method no longer has
                     raise RuntimeError(f"the method ran {run.step} of {prepared.steps} epochs")
                 final = tracker.finish(run, folder.facts["log_model"])
