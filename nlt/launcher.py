@@ -279,6 +279,8 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
     empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
     fewest = number_kept(len(train), spec.method.model_dump().get("forget_rate", 0.0))
     _, C, H, W = train.images_NCHW.shape
+    if spec.augmentation is not None:
+        spec.augmentation.check(H, W)
     with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
         network = spec.model.build(C, H, W, K)
         network.eval()(torch.empty(2, C, H, W))
@@ -340,6 +342,7 @@ def _track(
                     evaluate_before=spec.evaluate == "before",
                     on_epoch=tell,
                     after_epoch=after_epoch,
+                    augmentation=spec.augmentation,
                     resume=saved[1] if saved else None,
                     steps=prepared.steps,
                 )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from nlt.augment import CropFlipCutout
 from nlt.data import Data
 from nlt.methods.o2u import O2U
 from nlt.methods.standard import Standard
@@ -44,6 +45,8 @@ class Experiment(Settings):
     """The data set."""
     noise: Noise = NoNoise()
     """How the training labels are corrupted, once, before training."""
+    augmentation: CropFlipCutout | None = None
+    """What is done to training images at random; by default nothing, as in the paper's code."""
     model: Model = CNN9()
     """The network."""
     optimizer: SGD = SGD()
@@ -74,6 +77,8 @@ class Experiment(Settings):
     def sha256(self) -> str:
         """Return a hash of all that decides the numbers: everything but the descriptive fields."""
         data = self.model_dump(mode="json", exclude=DESCRIPTIVE)
+        if data["augmentation"] is None:  # specs from before there was any keep their hash
+            del data["augmentation"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

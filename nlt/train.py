@@ -7,13 +7,14 @@ the device: no `.item()`, no `if tensor`.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nlt.augment import CropFlipCutout
 from nlt.checkpoint import State
 from nlt.losses import CE, Loss
 from nlt.optim import SGD, Schedule, Step
@@ -131,6 +132,15 @@ class Batches:
     """Which samples, in which order: int64, on the training device."""
     size: int
     """Samples in a batch."""
+    augmentation: CropFlipCutout | None = None
+    draws_M5: Tensor | None = None
+    """What `augmentation` drew for these samples, on the training device."""
+
+    def augmented(self, augmentation: CropFlipCutout, generator: torch.Generator) -> "Batches":
+        """Return the same batches, each image changed at random."""
+        _, H, W, _ = self.images_NHWC.shape
+        draws_M5 = augmentation.draw(len(self.rows_M), H, W, generator).to(self.rows_M.device)
+        return replace(self, augmentation=augmentation, draws_M5=draws_M5)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (rows_B, images_BCHW, labels_B)."""
@@ -138,8 +148,15 @@ class Batches:
         if len(parts) > 1 and len(parts[-1]) == 1:
             # Batch norm cannot take a single sample where the last feature map is 1 x 1: it joins the batch before.
             parts[-2:] = [torch.cat(parts[-2:])]
+        begin = 0
         for rows_B in parts:
-            yield rows_B, to_float(self.images_NHWC[rows_B]), self.labels_N[rows_B]
+            if self.augmentation is None or self.draws_M5 is None:
+                images_BHWC = self.images_NHWC[rows_B]
+            else:
+                draws_B5 = self.draws_M5[begin : begin + len(rows_B)]
+                images_BHWC = self.augmentation.take(self.images_NHWC, rows_B, draws_B5)
+            begin += len(rows_B)
+            yield rows_B, to_float(images_BHWC), self.labels_N[rows_B]
 
 
 def to_float(images_BHWC: Tensor) -> Tensor:
