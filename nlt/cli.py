@@ -1,20 +1,20 @@
 """The command line: parse, call, print. torch and mlflow are imported inside the commands, so `nlt --help` is quick."""
 
 import os
+import re
 import sys
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from nlt.settings import BadInput
-from nlt.terminal import Progress, console, failure, run_all, warn
+from nlt.settings import BadInput, brief
+from nlt.terminal import Board, Ledger, Lines, as_text, console, failure, run_all, warn
 
 if TYPE_CHECKING:
-    from nlt.launcher import Result
-    from nlt.spec import Experiment
+    from nlt.sweep import How
     from nlt.tracking import Store
 
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
@@ -33,8 +33,13 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
 
 specs_argument = click.argument("specs", nargs=-1, required=True, type=click.Path(), metavar="SPEC...")
 set_option = click.option(
-    "overrides", "--set", metavar="KEY=VALUE", multiple=True, help="Change a key, e.g. --set method.training.epochs=10."
-)
+    "overrides", "--set", metavar="KEY=VALUE[,VALUE...]", multiple=True,
+    help="Change a key, e.g. --set method.training.epochs=10; several values make several experiments.",
+)  # fmt: skip
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1, 256), default=None,
+    help="Runs at a time, each in a process of its own; by default one after the other in this one.",
+)  # fmt: skip
 data_root_option = click.option(
     "--data-root", envvar="NLT_DATA_ROOT", default="data", show_default=True, type=click.Path(path_type=Path),
     help="Folder of data sets and caches (NLT_DATA_ROOT).",
@@ -58,66 +63,105 @@ def main() -> None:
     os.umask(os.umask(0) | 0o022)  # what runs leave is nobody else's to change
 
 
+ray_option = click.option(
+    "--ray", "address", metavar="ADDRESS", default=None,
+    help="Run on a Ray cluster: local, auto or ray://HOST:PORT (pip install 'nlt[ray]').",
+)  # fmt: skip
+gpus_option = click.option(
+    "--gpus-per-run",
+    type=click.FloatRange(0, 64),
+    default=0.0,
+    show_default=True,
+    help="With --ray: a share, e.g. 0.25.",
+)
+
+
 @main.command()
 @specs_argument
 @click.option("seeds", "--seed", type=click.IntRange(0), multiple=True, help="Training seed; may be given many times.")
+@jobs_option
+@ray_option
+@gpus_option
 @device_option
 @data_root_option
 @set_option
 @tracking_option
+@click.option("--sweep", metavar="NAME", default=None, help="Tag nlt.sweep of the runs; by default from their specs.")
+@click.option("--rerun", is_flag=True, help="Run again what is finished, and begin again what was interrupted.")
 @click.option("--log-model", is_flag=True, help="Also log an MLflow model with signature (some seconds, some MB).")
 @_friendly
 def launch(
     specs: tuple[str, ...],
     seeds: tuple[int, ...],
+    jobs: int | None,
+    address: str | None,
+    gpus_per_run: float,
     device: str,
     data_root: Path,
     overrides: tuple[str, ...],
     tracking_uri: str | None,
+    sweep: str | None,
+    rerun: bool,
     log_model: bool,
 ) -> None:
     """Run experiment files, each with each seed (default 0), and track every run in MLflow.
 
+    A run that is finished already, same spec and seed, is not run again, and one that was interrupted goes on: a launch
+    may be stopped and repeated.
+
     \b
     nlt launch experiments/o2u_20.json
-    nlt launch experiments/quickstart/*.json --seed 0 --seed 1
-    nlt launch experiments/o2u_20.json --set data='{"name":"npz","path":"mine.npz"}' --set method.forget_rate=0.1
+    nlt launch experiments/quickstart/*.json --seed 0 --seed 1 --jobs 2
+    nlt launch experiments/*.json --seed 0 --seed 1 --seed 2 --ray auto --gpus-per-run 0.25
+    nlt launch experiments/o2u_20.json --set noise.rate=0.2,0.4 --set data='{"name":"npz","path":"mine.npz"}'
     """
-    from nlt.spec import load
+    from nlt.spec import load_all
 
-    experiments = [load(path, overrides) for path in specs]  # all files are checked before the first run starts
-    from nlt.launcher import launch as run_one
-    from nlt.launcher import new_sweep, unfinished_runs
+    if sweep is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}", sweep):
+        raise BadInput(f"--sweep {brief(sweep)}: use up to 100 letters, digits, blanks and . _ + -")
+    if address is None and gpus_per_run:
+        raise BadInput("--gpus-per-run goes with --ray; on this machine runs with --jobs share the GPUs.")
+    if address is not None and jobs is not None:
+        raise BadInput("--jobs and --ray: the Ray cluster decides how many runs it takes at a time; leave out --jobs.")
+    run_on_ray = _on_ray() if address is not None else None
+    # All files are checked before the first run starts.
+    experiments = [experiment for path in specs for experiment in load_all(path, overrides)]
+    from nlt.sweep import How, plan
     from nlt.tracking import open_store
 
     store = open_store(tracking_uri)
-    waiting = {(run.spec.sha256(), run.seed): run for run in unfinished_runs(store, warn)}
-    sweep, first = new_sweep(), True
-
-    def start(spec: "Experiment", seed: int) -> "Result":
-        if run := waiting.get((spec.sha256(), seed)):
-            warn(
-                f"{spec.name}, seed {seed}, has an unfinished run {run.run_id} ({run.epochs} of {run.steps} epochs): "
-                f"`nlt resume {run.run_id}` goes on with it; this launch begins another."
-            )
-        nonlocal first
-        # That an address is wrong shows in the first run, at once; later a server is only away, and is waited for.
-        patient, first = None if first else warn, False
-        progress = Progress(spec.name)
-        return run_one(
-            spec,
-            seed=seed,
-            device=device,
-            data_root=data_root,
-            log_model=log_model,
-            sweep=sweep,
-            store=store,
-            warn=patient,
-            on_start=progress.start,
-            on_epoch=progress.epoch,
+    todo = plan(store, experiments, seeds or (0,), sweep, rerun, warn)
+    if todo.finished:
+        known = len(todo.finished)
+        warn(f"{known} of {known + len(todo.jobs)} runs are finished already and are not run again (--rerun does).")
+    how = How(device, data_root, store.uri, store.runs, todo.sweep, log_model)
+    ledger = Ledger(todo.jobs, todo.finished)
+    if run_on_ray is None:
+        _run(ledger, how, store, jobs)
+    elif todo.jobs:
+        run_all(
+            ledger, lambda tell: run_on_ray(todo.jobs, how, tell, store, address, gpus_per_run, warn), Board(ledger)
         )
+    ledger.conclude()
 
-    run_all([partial(start, spec, seed) for spec in experiments for seed in seeds or (0,)])
+
+def _run(ledger: Ledger, how: "How", store: "Store", at_once: int | None) -> None:
+    from nlt.sweep import in_turn, side_by_side
+
+    if at_once is None:
+        run_all(ledger, lambda tell: in_turn(ledger.jobs, how, tell, store), Lines(ledger.jobs))
+    else:
+        run_all(ledger, lambda tell: side_by_side(ledger.jobs, how, tell, at_once), Board(ledger))
+
+
+def _on_ray() -> "Callable[..., None]":
+    try:
+        from nlt.sweep.cluster import on_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise BadInput("--ray: Ray is not installed: pip install 'nlt[ray]'.") from None
+    return on_ray
 
 
 @main.command()
@@ -127,9 +171,12 @@ def launch(
     "--data-root", envvar="NLT_DATA_ROOT", default=None, type=click.Path(path_type=Path),
     help="Folder of data sets and caches (NLT_DATA_ROOT); by default as the run was launched.",
 )  # fmt: skip
+@jobs_option
 @tracking_option
 @_friendly
-def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None, tracking_uri: str | None) -> None:
+def resume(
+    run_ids: tuple[str, ...], device: str | None, data_root: Path | None, jobs: int | None, tracking_uri: str | None
+) -> None:
     """Go on with interrupted runs, each in its own MLflow run; without RUN_ID with all of this store.
 
     A run goes on after its last checkpoint. On a CPU it ends with the numbers of one never interrupted.
@@ -139,8 +186,8 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
     nlt resume
     nlt resume 0123456789abcdef0123456789abcdef
     """
-    from nlt.launcher import resume as run_one
     from nlt.launcher import unfinished_runs
+    from nlt.sweep import How, Job
     from nlt.tracking import folder_of, kill_orphans, open_store
 
     store = open_store(tracking_uri)
@@ -160,19 +207,9 @@ def resume(run_ids: tuple[str, ...], device: str | None, data_root: Path | None,
         click.echo("nothing to resume")
         return
 
-    def start(run_id: str) -> "Result":
-        progress = Progress(found[run_id].spec.name)
-        return run_one(
-            found[run_id],
-            device=device,
-            data_root=data_root,
-            store=store,
-            warn=warn,
-            on_start=progress.start,
-            on_epoch=progress.epoch,
-        )
-
-    run_all([partial(start, run_id) for run_id in wanted])
+    ledger = Ledger([Job(found[run_id].spec, found[run_id].seed, found[run_id]) for run_id in wanted], [])
+    _run(ledger, How(device, data_root, store.uri, store.runs), store, jobs)
+    ledger.conclude()
 
 
 @main.command()
@@ -219,12 +256,12 @@ def validate(specs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     \b
     nlt validate experiments/*.json
     """
-    from nlt.spec import load
+    from nlt.spec import load_all
 
     errors = []
     for path in specs:
         try:
-            load(path, overrides)
+            load_all(path, overrides)
         except BadInput as error:
             errors.append(str(error))
         else:
@@ -250,23 +287,95 @@ def schema() -> None:
 
 @main.command()
 @click.argument("experiment", required=False)
+@click.option("--sweep", metavar="NAME", help="Only runs of this sweep (the tag nlt.sweep).")
+@click.option(
+    "tags", "--tag", metavar="KEY=VALUE", multiple=True, help="Only runs with this tag; may be given many times."
+)
+@click.option(
+    "--baseline", metavar="NAME",
+    help="Run name or method that the others are compared with; by default the standard method with CE.",
+)  # fmt: skip
+@click.option(
+    "kind", "--format", type=click.Choice(["table", "md", "csv", "json", "html"]), default="table", show_default=True,
+    help="csv and json: unrounded, a row per method and noise; html: one page with all figures.",
+)  # fmt: skip
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of to the terminal."
+)
+@click.option(
+    "--figures", type=click.Path(path_type=Path), metavar="FOLDER", help="Also write each figure there, as PNG and PDF."
+)
 @tracking_option
 @_friendly
-def compare(experiment: str | None, tracking_uri: str | None) -> None:
-    """Print method x noise: last-epoch test accuracy and noise precision, mean and deviation over seeds.
+def compare(
+    experiment: str | None,
+    sweep: str | None,
+    tags: tuple[str, ...],
+    baseline: str | None,
+    kind: str,
+    output: Path | None,
+    figures: Path | None,
+    tracking_uri: str | None,
+) -> None:
+    """Compare methods over seeds: accuracies, wrong labels found, time, paired differences to a baseline.
 
     EXPERIMENT is an MLflow experiment (by default a spec's runs are in the one named like its data set).
 
     \b
     nlt compare
-    nlt compare quickstart
+    nlt compare quickstart --baseline base
+    nlt compare quickstart --format html --output report.html --figures figures
     """
-    from nlt.report import cells, table
+    pairs = [tag.partition("=") for tag in tags]
+    if wrong := [tag for tag, (key, equals, _) in zip(tags, pairs, strict=True) if not (key and equals)]:
+        raise BadInput(f"--tag {wrong[0]}: write it as KEY=VALUE, e.g. --tag nlt.profile=corrected.")
+    from nlt.report import as_csv, as_json, markdown, tables
+    from nlt.report import compare as collect
     from nlt.tracking import open_store
 
-    out = console()
-    for name, group in cells(open_store(tracking_uri), experiment).items():
-        out.print(table(name, group))
+    store = open_store(tracking_uri)
+    wanted = {key: value for key, _, value in pairs}
+    found = collect(store, experiment, sweep=sweep, tags=wanted, baseline=baseline)
+    drawn = []
+    if kind == "html" or figures:
+        from nlt.report.summary import figures_of
+
+        drawn = [figures_of(store, comparison) for comparison in found]
+    if kind == "html":
+        from nlt.report.html import page
+
+        text = page(list(zip(found, drawn, strict=True)))
+    elif kind == "table":
+        shown = [table for comparison in found for table in tables(comparison)]
+        if output is None:
+            console().print(*shown, sep="\n")
+        text = as_text(shown)
+    else:
+        text = {"md": markdown, "csv": as_csv, "json": as_json}[kind](found)
+    if output is not None:
+        _write(output, text.encode())
+    elif kind != "table":
+        click.echo(text, nl=False)
+    if figures:
+        from nlt.report.plots import pdf, png
+
+        for comparison, group in zip(found, drawn, strict=True):
+            folder = figures / comparison.experiment if len(found) > 1 else figures
+            for drawing in group:
+                _write(folder / f"{drawing.name}.png", png(drawing))
+                _write(folder / f"{drawing.name}.pdf", pdf(drawing))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that the user has named, whole or not at all."""
+    from nlt.checkpoint import write_whole
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content)
+    except (OSError, ValueError) as error:  # ValueError: a name that is none, as /
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{path} cannot be written ({reason}): name another file.") from None
 
 
 @main.command()

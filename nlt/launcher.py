@@ -6,10 +6,8 @@ Everything that can be wrong with the input is found before the run is created.
 import errno
 import hashlib
 import os
-import secrets
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ import torch
 
 from nlt import checkpoint
 from nlt.checkpoint import State
-from nlt.data import Samples, hold_out
+from nlt.data import Dataset, Samples, hold_out
 from nlt.detect import number_kept
 from nlt.noise import corrupt, empirical_matrix
 from nlt.run import Epoch, Run
@@ -100,6 +98,7 @@ def launch(
     log_model: bool = False,
     sweep: str | None = None,
     store: Store | None = None,
+    dataset: Dataset | None = None,
     warn: Callable[[str], None] | None = None,
     on_start: Start = lambda run_id, prepared, done: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -113,8 +112,9 @@ def launch(
         data_root: folder of downloaded data sets and caches.
         tracking_uri: of the MLflow store; by default MLFLOW_TRACKING_URI, else SQLite under `mlruns/`.
         log_model: log an MLflow model with signature besides the weights.
-        sweep: what runs that belong together share as their tag `nlt.sweep`; by default one from `new_sweep`.
+        sweep: what runs that belong together share as their tag `nlt.sweep`; by default the spec's name.
         store: an open one, instead of `tracking_uri`.
+        dataset: what `spec.data` names, loaded already.
         warn: if given, a server that is away when the run begins is waited for, and this is told.
         on_start: called with the run's id, what it is about to train on, and 0.
         on_epoch: called after each epoch.
@@ -124,7 +124,7 @@ def launch(
         RunFailed: a loss was not finite, or memory or disk did not suffice; the run is marked FAILED.
         Interrupted: Ctrl-C or SIGTERM; the run is marked KILLED and `resume` goes on with it.
     """
-    prepared = prepare(spec, seed, device, data_root)
+    prepared = prepare(spec, seed, device, data_root, dataset)
     store = store or open_store(tracking_uri)
     launched = {
         "seed": seed,
@@ -133,7 +133,7 @@ def launch(
         "same": _sameness(spec, prepared),
         "alike": _likeness(prepared),
     }
-    folder = start_run(store, spec, prepared.facts, sweep or new_sweep(), launched, warn)
+    folder = start_run(store, spec, prepared.facts, sweep or spec.name, launched, warn)
     return _track(spec, prepared, store, folder, None, on_start, on_epoch)
 
 
@@ -144,6 +144,8 @@ def resume(
     data_root: str | Path | None = None,
     tracking_uri: str | None = None,
     store: Store | None = None,
+    dataset: Dataset | None = None,
+    patience_s: float = 0.0,
     warn: Callable[[str], None] = lambda sentence: None,
     on_start: Start = lambda run_id, prepared, done: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -159,6 +161,8 @@ def resume(
         data_root: by default the one it was launched with.
         tracking_uri: of the MLflow store it was launched in.
         store: the same, open already, instead.
+        dataset: what `spec.data` names, loaded already.
+        patience_s: how long to wait for another process to let go of the run.
         warn: called with a sentence for each thing that may change its numbers: version, commit, device.
         on_start: called with the run's id, what it goes on training on, and how many epochs are behind it.
         on_epoch: called after each epoch, also one that is repeated because it was not in a checkpoint.
@@ -170,7 +174,7 @@ def resume(
     """
     store = store or open_store(tracking_uri)
     try:
-        folder = RunFolder(unfinished.path)
+        folder = RunFolder(unfinished.path, patience_s=patience_s)
     except Busy:
         raise BadInput(f"run {unfinished.run_id} is in progress in another process.") from None
     try:
@@ -178,7 +182,7 @@ def resume(
         if folder.is_over():
             raise BadInput("it is over; `nlt sync` delivers what is left of it.")
         wanted = device or known["alike"]["device"]
-        prepared = prepare(unfinished.spec, unfinished.seed, wanted, data_root or known["data_root"])
+        prepared = prepare(unfinished.spec, unfinished.seed, wanted, data_root or known["data_root"], dataset)
         for what, now in _sameness(unfinished.spec, prepared).items():
             if now != known["same"][what]:
                 raise BadInput(
@@ -221,11 +225,6 @@ def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence:
     return found
 
 
-def new_sweep() -> str:
-    """Return a name for runs that are launched together: the time, and four digits against coincidence."""
-    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {secrets.token_hex(2)}"
-
-
 def _sameness(spec: Experiment, prepared: Prepared) -> dict[str, str]:
     """What has to be equal for a run to go on."""
     train = prepared.facts.train
@@ -248,8 +247,10 @@ def _likeness(prepared: Prepared) -> dict[str, str]:
     }
 
 
-def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> Prepared:
-    """Load the data, draw the noise, split off validation samples, and try the network's shapes.
+def prepare(
+    spec: Experiment, seed: int, device: str, data_root: str | Path, dataset: Dataset | None = None
+) -> Prepared:
+    """Load the data, unless they are given, draw the noise, split off validation samples, and try the network's shapes.
 
     Raises:
         BadInput: any of it cannot be done.
@@ -257,7 +258,7 @@ def prepare(spec: Experiment, seed: int, device: str, data_root: str | Path) -> 
     if not 0 <= seed < 2**63:
         raise BadInput(f"--seed {seed}: a seed is a whole number from 0 to 2^63 - 1.")
     on = find_device(device)
-    dataset = spec.data.load(Path(os.path.expanduser(data_root)))
+    dataset = dataset or spec.data.load(Path(os.path.expanduser(data_root)))
     K = len(dataset.classes)
     T_KK = spec.noise.matrix(dataset.classes)
     train = dataset.train
@@ -308,7 +309,7 @@ def _track(
     on_epoch: Callable[[Epoch], None],
 ) -> Result:
     facts = prepared.facts
-    with _stop_signals() as stop, _determinism(spec.deterministic):
+    with stop_signals() as stop, _determinism(spec.deterministic):
         tracker, writer = Tracker(store, folder, facts), checkpoint.Writer(folder.path)
 
         def tell(epoch: Epoch) -> None:
@@ -395,16 +396,16 @@ def _hint(error: BaseException, step: int) -> str | None:
     return None
 
 
-class _Stop:
+class Stop:
     """Whether Ctrl-C or SIGTERM has come."""
 
     asked = False
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def stop_signals() -> Iterator[Stop]:
     """Let the first Ctrl-C or SIGTERM (schedulers, `docker stop`) stop a run after its epoch, the second at once."""
-    stop = _Stop()
+    stop = Stop()
 
     def ask(signum: int, frame: FrameType | None) -> None:
         if stop.asked:

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import itertools
 import json
 import re
 from pathlib import Path
@@ -23,9 +24,20 @@ Method = Annotated[Standard | O2U, Field(discriminator="name")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.
-DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile", "checkpoint_every"}
+DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile", "published", "checkpoint_every"}
 MAX_BYTES = 1_000_000  # the shipped files have 2,000
 MAX_NESTING = 50  # losses nest in losses; pydantic and json stop at depths that depend on the machine
+
+
+class Published(Settings):
+    """What a publication reports for an experiment; reports show it beside the numbers of the runs."""
+
+    source: str = Field(min_length=1, max_length=200)
+    """Where it stands: authors, year, table."""
+    test_accuracy: float | None = Field(None, ge=0, le=1)
+    """Test accuracy, in [0, 1]."""
+    noise_precision: float | None = Field(None, ge=0, le=1)
+    """Wrong labels among the removed ones, in [0, 1]."""
 
 
 class Experiment(Settings):
@@ -41,6 +53,8 @@ class Experiment(Settings):
     """MLflow experiment that collects the runs; by default the name of the data set."""
     profile: Literal["corrected", "as_published", "custom"] = "custom"
     """`corrected`: the paper's text; `as_published`: its code, bugs included; `custom`: anything else."""
+    published: Published | None = None
+    """The published numbers that the runs are compared with."""
     data: Data
     """The data set."""
     noise: Noise = NoNoise()
@@ -90,10 +104,34 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
     Raises:
         BadInput: the file is missing or no JSON object, or a key, type or value is wrong.
     """
-    data = _read(Path(path))
     for override in overrides:
-        _set(data, override)
-    return check(data, str(path))
+        if len(_parse(override)[1]) > 1:
+            raise BadInput(f"--set {override}: give one value here; several make several experiments.")
+    return load_all(path, overrides)[0]
+
+
+def load_all(path: str | Path, overrides: tuple[str, ...] = ()) -> list[Experiment]:
+    """Read an experiment file as `load` does, once for each combination of values in overrides `key=value,value,...`.
+
+    The name of each says which of the listed values it has. A comma inside JSON or a JSON string parts nothing.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    parsed = [_parse(override) for override in overrides]
+    experiments = []
+    for values in itertools.product(*(values for _, values in parsed)):
+        data = _read(Path(path))
+        added = ""
+        for (key, all_values), value in zip(parsed, values, strict=True):
+            _set(data, key, value)
+            if len(all_values) > 1 and key != "name":
+                shown = value if isinstance(value, str) else json.dumps(value)
+                added += f" {key.rpartition('.')[2]} " + re.sub(r"[^A-Za-z0-9._+-]+", "-", shown).strip("-")[:30]
+        if isinstance(data.get("name"), str):
+            data["name"] += added
+        experiments.append(check(data, str(path)))
+    return experiments
 
 
 def check(data: dict[str, Any], source: str) -> Experiment:
@@ -166,21 +204,39 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number an experiment can use")
 
 
-def _set(data: dict[str, Any], override: str) -> None:
+def _parse(override: str) -> tuple[str, list[Any]]:
+    """Return the key of a `key=value,value,...` override and its values."""
     key, equals, text = override.partition("=")
-    *parents, last = key.split(".")
-    if not equals or not all([*parents, last]):
+    if not equals or not all(key.split(".")):
         raise BadInput(f"--set {override}: write it as key.subkey=value, e.g. --set method.training.epochs=10.")
+    # One value, or a JSON list without its brackets, or words.
+    for candidate, several in ((text, False), (f"[{text}]", True)):
+        try:
+            value = json.loads(candidate, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        except json.JSONDecodeError:
+            continue
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"--set {key}: {error}.") from None
+        if not several:
+            return key, [value]
+        if value:
+            return key, value
+    return key, [_word(part.strip()) for part in text.split(",")] if "," in text else [text]
+
+
+def _word(text: str) -> Any:
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except json.JSONDecodeError:
-        value = text
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"--set {key}: {error}.") from None
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
     for parent in parents:
         child = data.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise BadInput(f"--set {override}: {parent!r} is {brief(json.dumps(child))}, which has no keys.")
+            raise BadInput(f"--set {key}: {parent!r} is {brief(json.dumps(child))}, which has no keys.")
         data = child
     data[last] = value
 

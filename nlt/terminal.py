@@ -1,20 +1,23 @@
-"""What the commands print: a line per epoch, a table of runs, notes, errors; and how one run follows another."""
+"""What the commands print: epochs, many runs at once, a table of runs, notes, errors."""
 
+import io
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from nlt.settings import BadInput
-
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
-    from nlt.launcher import Prepared, Result
-    from nlt.run import Epoch
+    from nlt.sweep import Event, Failed, Finished, Job, Progressed, Started, Tell
+
+STATUS_EVERY_S = 10.0  # off a terminal
+
+WIDTH = 160  # columns, off a terminal: rich would wrap at 80, in the middle of run ids
 
 
 def failure(message: str, exit_code: int) -> click.ClickException:
@@ -29,38 +32,6 @@ def warn(sentence: str) -> None:
     click.echo(f"note: {sentence}", err=True)
 
 
-def run_all(starts: "list[Callable[[], Result]]") -> None:
-    """Run one after the other, whatever happens to one of them, and print the table of those that finished."""
-    from nlt.launcher import Interrupted, RunFailed
-
-    results: list[Result] = []
-    errors: list[RunFailed | BadInput] = []
-    try:
-        for left, start in reversed(list(enumerate(reversed(starts)))):
-            try:
-                results.append(start())
-            except (RunFailed, BadInput) as error:
-                if str(error) not in map(str, errors):  # what is wrong with the data is wrong for every seed
-                    click.echo(f"Error: {error}", err=True)
-                errors.append(error)
-                continue
-            if results[-1].undelivered:
-                warn(results[-1].undelivered)
-            if results[-1].stop_asked and left:
-                raise failure(f"interrupted; the run in progress was finished, {left} were not begun.", 130)
-    except Interrupted as error:
-        if error.undelivered:
-            warn(error.undelivered)
-        raise failure(f"{error}; nlt resume {error.run_id} goes on with it.", 130) from None
-    except KeyboardInterrupt:
-        raise failure("interrupted before the run began.", 130) from None
-    finally:
-        if results:
-            print_results(results)
-    if errors:
-        raise SystemExit(1 if any(isinstance(error, RunFailed) for error in errors) else 2)
-
-
 def _say(line: str) -> None:
     try:
         click.echo(line)
@@ -68,27 +39,123 @@ def _say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-class Progress:
-    """One line per epoch on stdout."""
+class Ledger:
+    """What became of each job of a launch."""
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self, jobs: "list[Job]", finished: "list[Finished]"):
+        self.jobs, self.finished = jobs, list(finished)
+        self.failed: dict[int, Failed] = {}
+        self._earlier, self._stop_asked = len(finished), False
 
-    def start(self, run_id: str, prepared: "Prepared", done: int) -> None:
-        """Say what the run is about to train on, `done` epochs being behind it."""
-        facts, self._done = prepared.facts, done
-        wrong = ""
-        if (wrong_N := facts.train.wrong_N) is not None:
-            wrong = f", {float(wrong_N.double().mean()):.1%} wrong labels"
-        sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.dataset.test):,} test images"
-        _say(f"{self._name} · seed {facts.seed} · run {run_id}")
-        _say(f"  {facts.dataset.name}: {sizes} · {facts.device} {facts.precision}")
-        if done:
-            _say(f"  goes on after {done} of {prepared.steps} epochs")
-        self._began = time.perf_counter()
+    def take(self, index: int, event: "Event") -> None:
+        """Note a job's last event, and print what is wrong with it at once."""
+        from nlt.sweep import Failed, Finished, Noted
 
-    def epoch(self, epoch: "Epoch") -> None:
-        """Print the line of an epoch."""
+        if isinstance(event, Noted):
+            warn(event.sentence)
+        elif isinstance(event, Finished):
+            self.finished.append(event)
+            self._stop_asked |= event.stop_asked
+            if event.undelivered:
+                warn(event.undelivered)
+        elif isinstance(event, Failed):
+            known = {failed.sentence for failed in self.failed.values()}
+            self.failed[index] = event
+            if event.kind != "interrupted" and event.sentence not in known:  # what is wrong with the data is so for all
+                who = f"{self._who(index)}: " if event.kind == "died" else ""
+                click.echo(f"Error: {who}{event.sentence}", err=True)
+            if event.undelivered:
+                warn(event.undelivered)
+
+    @property
+    def over(self) -> int:
+        """How many jobs are over."""
+        return len(self.finished) - self._earlier + len(self.failed)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user has stopped the launch before all jobs were over."""
+        return self.over < len(self.jobs) or any(failed.kind == "interrupted" for failed in self.failed.values())
+
+    def conclude(self) -> None:
+        """Print the table of finished runs and what is missing in it.
+
+        Raises:
+            click.ClickException: stopped by the user, exit code 130.
+            SystemExit: some runs failed, exit code 1, or could not begin, 2.
+        """
+        if self.finished:
+            print_results(self.finished)
+        wrong = {index: failed for index, failed in sorted(self.failed.items()) if failed.kind != "interrupted"}
+        if wrong and len(self.jobs) > 1:
+            names = "; ".join(self._who(index) for index in wrong)
+            click.echo(f"{len(wrong)} of {len(self.jobs)} runs failed: {names}", err=True)
+        stopped = [failed for failed in self.failed.values() if failed.kind == "interrupted"]
+        begun = [failed for failed in stopped if failed.run_id]
+        left = len(self.jobs) - self.over + len(stopped) - len(begun)  # what was not begun
+        if len(begun) == 1:
+            more = f" {left} runs were not begun." if left else ""
+            raise failure(f"{begun[0].sentence}; nlt resume {begun[0].run_id} goes on with it.{more}", 130)
+        if begun:
+            raise failure(
+                f"interrupted; {len(begun)} runs were stopped, {left} not begun: the same command goes on.", 130
+            )
+        if left and self._stop_asked:
+            raise failure(f"interrupted; the run in progress was finished, {left} were not begun.", 130)
+        if left:
+            raise failure("interrupted before the run began.", 130)
+        if self.failed:
+            raise SystemExit(1 if any(failed.kind != "bad input" for failed in self.failed.values()) else 2)
+
+    def _who(self, index: int) -> str:
+        return f"{self.jobs[index].spec.name}, seed {self.jobs[index].seed}"
+
+
+class Display(Protocol):
+    """Shows what happens while runs are in progress."""
+
+    def __enter__(self) -> "Tell": ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def run_all(ledger: Ledger, run: "Callable[[Tell], None]", display: Display) -> None:
+    """Run what `run` runs, shown on `display`."""
+    with display as show:
+
+        def tell(index: int, event: "Event") -> None:
+            ledger.take(index, event)
+            show(index, event)
+
+        run(tell)
+
+
+class Lines:
+    """One line per epoch on stdout, for one run after another."""
+
+    def __init__(self, jobs: "list[Job]"):
+        self._jobs = jobs
+
+    def __enter__(self) -> "Tell":
+        return self._show
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def _show(self, index: int, event: "Event") -> None:
+        from nlt.sweep import Progressed, Started
+
+        if isinstance(event, Started):
+            job = self._jobs[index]
+            _say(f"{job.spec.name} · seed {job.seed} · run {event.run_id}")
+            _say(f"  {event.about}")
+            if event.done:
+                _say(f"  goes on after {event.done} of {event.steps} epochs")
+            self._began, self._done = time.perf_counter(), event.done
+        elif isinstance(event, Progressed):
+            self._epoch(event)
+
+    def _epoch(self, epoch: "Progressed") -> None:
         m = epoch.metrics
         # Stages differ in cost per epoch, so what is left is only about right until the last one is under way.
         spent = time.perf_counter() - self._began
@@ -106,12 +173,119 @@ class Progress:
         _say("  ".join(parts))
 
 
+class Board:
+    """Many runs at once: on a terminal a table that is redrawn, elsewhere a line per run and one now and then."""
+
+    def __init__(self, ledger: Ledger):
+        self._ledger = ledger
+        self._running: dict[int, tuple[Started, Progressed | None]] = {}
+        self._steps = sum(job.spec.steps() - (job.unfinished.epochs if job.unfinished else 0) for job in ledger.jobs)
+        self._done, self._began, self._said = 0, time.perf_counter(), time.perf_counter()
+
+    def __enter__(self) -> "Tell":
+        self._live = None
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(get_renderable=self._table, refresh_per_second=4)
+            self._live.start()
+        return self._show
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def _show(self, index: int, event: "Event") -> None:
+        from nlt.sweep import Failed, Finished, Progressed, Started
+
+        job = self._ledger.jobs[index]
+        if isinstance(event, Started):
+            self._running[index] = event, None
+            if event.done and not self._live:
+                _say(f"{job.spec.name} · seed {job.seed} goes on after {event.done} of {event.steps} epochs")
+        elif isinstance(event, Progressed) and index in self._running:
+            self._running[index] = self._running[index][0], event
+            self._done += 1
+            if not self._live and time.perf_counter() - self._said > STATUS_EVERY_S:
+                self._said = time.perf_counter()
+                _say(self._status())
+        elif isinstance(event, Finished | Failed):
+            _, last = self._running.pop(index, (None, None))
+            # What it will not train any more is not left to do.
+            self._steps -= job.spec.steps() - last.step if isinstance(event, Failed) and last else 0
+            if self._live:
+                return
+            if isinstance(event, Finished):
+                accuracy = event.metrics.get("final/test_accuracy_last", float("nan"))
+                _say(f"finished {job.spec.name} · seed {job.seed} · run {event.run_id} · test {accuracy:.1%}")
+            _say(self._status())
+
+    def _status(self) -> str:
+        ledger = self._ledger
+        parts = [
+            f"  {ledger.over}/{len(ledger.jobs)} runs over",
+            *([f"{n} failed"] if (n := len(ledger.failed)) else []),
+        ]
+        for index, (_, epoch) in self._running.items():
+            job = ledger.jobs[index]
+            if epoch:
+                parts.append(
+                    f"{job.spec.name} seed {job.seed} {epoch.step}/{epoch.steps} {epoch.metrics['test/accuracy']:.1%}"
+                )
+        return " · ".join([*parts, f"{self._left()} left"])
+
+    def _left(self) -> str:
+        spent = time.perf_counter() - self._began
+        return _duration(spent / self._done * max(0, self._steps - self._done)) if self._done else "?"
+
+    def _table(self) -> "RenderableType":
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, caption=self._caption(), caption_justify="left")
+        for heading in ("run", "seed", "", "epoch", "stage", "test accuracy", "images/s"):
+            table.add_column(heading)
+        for index, (started, epoch) in sorted(self._running.items()):
+            job = self._ledger.jobs[index]
+            step = epoch.step if epoch else started.done
+            m = epoch.metrics if epoch else {}
+            accuracy = f"{m['test/accuracy']:.1%}" if m else ""
+            rate = f"{m['time/images_per_second']:,.0f}" if m else ""
+            bar = ProgressBar(total=started.steps, completed=step, width=24)
+            table.add_row(
+                job.spec.name,
+                str(job.seed),
+                bar,
+                f"{step}/{started.steps}",
+                epoch.stage if epoch else "",
+                accuracy,
+                rate,
+            )
+        return table
+
+    def _caption(self) -> str:
+        ledger = self._ledger
+        failed = f", {len(ledger.failed)} failed" if ledger.failed else ""
+        spent = _duration(time.perf_counter() - self._began)
+        return f"{ledger.over}/{len(ledger.jobs)} runs over{failed} · {spent} spent, {self._left()} left"
+
+
 def console() -> "Console":
     """Return the console for tables."""
     from rich.console import Console
 
-    # Off a terminal rich would wrap at 80 columns, in the middle of run ids; and a [name] is not markup.
-    return Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    # A [name] is not markup.
+    return Console(width=None if sys.stdout.isatty() else WIDTH, markup=False)
+
+
+def as_text(tables: "list[Table]") -> str:
+    """Return tables as they would be printed, for a file."""
+    from rich.console import Console
+
+    out = Console(file=io.StringIO(), width=WIDTH, markup=False)
+    out.print(*tables, sep="\n")
+    text: str = out.file.getvalue()  # type: ignore[attr-defined]
+    return text
 
 
 def _duration(seconds: float) -> str:
@@ -120,7 +294,7 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def print_results(results: "list[Result]") -> None:
+def print_results(finished: "list[Finished]") -> None:
     """Print the table of finished runs."""
     from rich.table import Table
 
@@ -129,12 +303,12 @@ def print_results(results: "list[Result]") -> None:
         table.add_column(heading, overflow="fold")
     for heading in ("test accuracy, last epoch", "mean of last 10", "noise precision"):
         table.add_column(heading, justify="right")
-    for r in results:
+    for run in finished:
         last, mean10, precision = (
-            f"{r.metrics[key]:.1%}" if key in r.metrics else ""
+            f"{run.metrics[key]:.1%}" if key in run.metrics else ""
             for key in ("final/test_accuracy_last", "final/test_accuracy_mean10", "final/noise_precision")
         )
-        table.add_row(r.name, str(r.seed), r.run_id, last, mean10, precision)
+        table.add_row(run.name, str(run.seed), run.run_id, last, mean10, precision)
     out = console()
     out.print(table)
     out.print("nlt compare prints the method x noise table, nlt ui opens the charts.", highlight=False)

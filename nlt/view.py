@@ -12,6 +12,7 @@ from typing import Any
 
 KEY = "nlt"
 TAG = f"mlflow.sharedViewState.{KEY}"
+MANY = 100  # runs whose images a chart looks for: the summary run has no accuracy and stands at the end of the list
 
 
 def link(base: str, experiment_id: str) -> str:
@@ -20,15 +21,30 @@ def link(base: str, experiment_id: str) -> str:
     return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
 
 
+def description(experiment: str) -> str:
+    """Return what a new experiment says of itself, Markdown; from then on it is the user's to edit."""
+    return f"""Image classifiers trained on noisy labels by **nlt**: one run per experiment file and seed.
+
+- **Charts**: `nlt ui` prints the link that opens this experiment on its comparison view; sliders go through the epochs.
+- **Summary**: the run named `summary` of a sweep has the tables as its description, and all figures in `report.html`.
+- **Numbers**: `nlt compare "{experiment}"`, with `--format html|md|csv|json` for a report, a paper or a program.
+- **Metrics**: `final/test_accuracy_last` is after the last epoch, not at the best one; `noise/precision` is the share
+  of wrong labels among the removed ones, `noise/remaining` among the kept; fractions lie in [0, 1].
+"""
+
+
 def comparison_view() -> str:
     """Return the value of the tag."""
     sections = [  # uuid, title, charts in a row, their height in pixels
+        ("summary", "Summary of the sweep", 2, 420),
         ("accuracy", "Accuracy", 2, 340),
         ("noise", "Wrong labels found", 2, 340),
         ("losses", "Per-sample losses, by epoch", 1, 640),
     ]
     histogram = "train/loss_histogram"
+    figures = ("summary/accuracy", "summary/remaining_noise", "summary/detection", "summary/losses")
     charts = [
+        *(_images("summary", key, step=1, runsCountToCompare=MANY) for key in figures),
         _line("accuracy", "test/accuracy"),
         _line("accuracy", "train/accuracy"),
         _chart("BAR", "accuracy", "final/test_accuracy_last", metricKey="final/test_accuracy_last"),
@@ -37,7 +53,7 @@ def comparison_view() -> str:
         _line("noise", "noise/remaining"),
         _chart("BAR", "noise", "final/noise_precision", metricKey="final/noise_precision"),
         _line("noise", "optim/lr"),
-        _chart("IMAGE", "losses", histogram, imageKeys=[histogram], step=20, showRunParams=False),
+        _images("losses", histogram, step=20),
     ]
     state = {
         "searchFilter": "",
@@ -57,7 +73,10 @@ def comparison_view() -> str:
         "selectedColumns": [
             "metrics.`final/test_accuracy_last`",
             "metrics.`final/noise_precision`",
+            *(f"metrics.`final/{name}`" for name in ("noise_recall", "noise_remaining", "train_seconds")),
             *(f"params.`{name}`" for name in ("method", "loss", "noise", "noise_rate", "seed")),
+            *(f"tags.`nlt.{name}`" for name in ("sweep", "profile", "device", "kind")),
+            *(f"attributes.`{name}`" for name in ("Dataset", "Models", "Description")),
         ],
         "compareRunSections": [
             {"uuid": uuid, "name": name, "columns": columns, "cardHeight": height, "display": True, "isReordered": True}
@@ -76,6 +95,10 @@ _KEPT = {"deleted": False, "isGenerated": False}
 def _chart(kind: str, section: str, title: str, **more: Any) -> dict[str, Any]:
     chart = {"uuid": f"{kind}-{title}", "type": kind, "runsCountToCompare": 20, "metricSectionId": section}
     return chart | _KEPT | {"displayName": title} | more
+
+
+def _images(section: str, key: str, **more: Any) -> dict[str, Any]:
+    return _chart("IMAGE", section, key, imageKeys=[key], showRunParams=False, **more)
 
 
 def _line(section: str, metric: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from conftest import REPO, tiny
 
 import nlt
 from nlt.cli import main
-from nlt.report import cells
+from nlt.report import compare
 from nlt.spec import check, json_schema
 from nlt.tracking import open_store
 from nlt.view import link
@@ -90,7 +90,7 @@ def test_launch_prints_ids_progress_and_table_then_compare_prints_the_comparison
         assert re.search(r"1/1 training +1  loss \d\.\d+  train +[\d.]+%  test +[\d.]+%  [\d,]+ img/s  0:00 left", line)
     compared = nlt_("compare", "--tracking-uri", store_uri)
     assert compared.exit_code == 0
-    assert re.search(r"standard CE │ +[\d.]+ ± [\d.]+ \(2\)", compared.output)
+    assert re.search(r"Standard, CE │ +[\d.]+ ± [\d.]+ \(2\)", compared.output)
 
 
 def test_compare_by_hand(store_uri):
@@ -118,13 +118,13 @@ def test_compare_by_hand(store_uri):
     run("o2u", "CE", "symmetric 0.2", 0, 0.80, 0.75)
     run("o2u", "CE", "symmetric 0.2", 1, 0.82, 0.77)
     run("o2u", "CE", "symmetric 0.2", 2, 0.99, 0.99, status="KILLED")
-    found = cells(store, "made-up")["made-up"]
-    assert len(found) == 3
+    [found] = compare(store, "made-up")
+    assert len(found.cells) == 3
     output = nlt_("compare", "made-up", "--tracking-uri", store_uri).output
     # mean 0.65, sample standard deviation sqrt(2 * 0.05^2 / 1) = 0.0707
-    assert re.search(r"standard CE │ +65.0 ± 7.1 \(2\) │ +│ +30.0 \(1\) │", output), output
+    assert re.search(r"Standard, CE │ +65.0 ± 7.1 \(2\) │ +│ +30.0 \(1\) │", output), output
     # mean 0.81, deviation 0.0141; precision mean 0.76, deviation 0.0141
-    assert re.search(r"o2u CE +│ +81.0 ± 1.4 \(2\) │ +76.0 ± 1.4 \(2\) │ +│ +│", output), output
+    assert re.search(r"O2U, CE +│ +81.0 ± 1.4 \(2\) │ +76.0 ± 1.4 \(2\) │ +│", output), output
 
 
 def test_different_settings_never_share_a_cell(store_uri):

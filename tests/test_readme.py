@@ -62,8 +62,8 @@ def test_the_quickstart_wins_back_accuracy(checkout):
         done = run(command, checkout)
         assert done.returncode == 0, done.stderr
     table = run("nlt compare quickstart", checkout).stdout
-    accuracy = {m: float(a) for m, a in re.findall(r"│ (standard CE|o2u CE) +│ +([\d.]+) ", table)}
-    assert accuracy["o2u CE"] >= accuracy["standard CE"] + 5, table
+    accuracy = {m: float(a) for m, a in re.findall(r"│ (Standard, CE|O2U, CE) +│ +([\d.]+) ", table)}
+    assert accuracy["O2U, CE"] >= accuracy["Standard, CE"] + 5, table
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(((?!https?:)[^)#]+)\)", README))

@@ -60,13 +60,22 @@ def test_resume_by_id(killer, killed):
     assert "it is over and delivered, or it was launched from another folder" in text
 
 
-def test_launch_says_that_an_unfinished_run_of_the_same_spec_and_seed_waits(killer, killed):
+def test_a_repeated_launch_goes_on_with_the_unfinished_run_of_the_same_spec_and_seed(killer, killed, peaceful):
     run_id = run_json(killed).parent.name
     code, text = killer("launch", spec_file(killed, "o2u"), "--device", "cpu", cwd=killed)
     assert code == 0
-    assert f"has an unfinished run {run_id} (4 of 10 epochs): `nlt resume {run_id}` goes on with it" in " ".join(text.split())  # fmt: skip
-    code, text = killer("launch", spec_file(killed, "o2u"), "--device", "cpu", "--seed", "1", cwd=killed)
-    assert "unfinished" not in text
+    assert f"tiny · seed 0 · run {run_id}" in text
+    assert "goes on after 4 of 10 epochs" in text
+    assert differences(peaceful("o2u"), contents(killed)) == []
+
+
+def test_rerun_begins_another_run_and_so_does_another_seed(killer, killed):
+    run_id = run_json(killed).parent.name
+    for more in (("--rerun",), ("--seed", "1")):
+        code, text = killer("launch", spec_file(killed, "o2u"), "--device", "cpu", *more, cwd=killed)
+        assert code == 0
+        assert "goes on" not in text
+        assert run_id not in text
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_the_shipped_files_are_the_ones_promised():
     cells = {f"{m}_{r}" for m in ("base", "apl", "o2u", "o2u_apl") for r in (20, 60)}
     found = {str(f.relative_to(REPO / "experiments").with_suffix("")) for f in FILES}
     quickstart = {f"quickstart/{m}" for m in ("base", "apl", "o2u", "o2u_apl")}
-    assert found == cells | {f"as_published/{c}" for c in cells} | quickstart
+    assert found == cells | {f"{folder}/{c}" for c in cells for folder in ("as_published", "reduced")} | quickstart
 
 
 def test_schema_file_is_current():

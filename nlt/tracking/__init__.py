@@ -1,12 +1,22 @@
 """The only files that write to MLflow, and the journal that each run keeps on this machine until MLflow has it all."""
 
 from nlt.tracking.delivery import kill_orphans, sync
-from nlt.tracking.journal import Busy, RunFolder, folder_of, opened
-from nlt.tracking.store import Store, experiment_id, open_store, shown, without_credentials
+from nlt.tracking.journal import Busy, RunFolder, folder_of, folders, opened
+from nlt.tracking.store import (
+    SWEEP_TAG,
+    Store,
+    experiment_id,
+    finished_runs,
+    open_store,
+    reopen_store,
+    shown,
+    without_credentials,
+)
+from nlt.tracking.summary import LONGEST_TAG, write_summary
 from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, params, start_run
 
 __all__ = [
-    "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics", "folder_of",
-    "git_commit", "kill_orphans", "open_store", "opened", "params", "shown", "start_run", "sync",
-    "without_credentials",
+    "LONGEST_TAG", "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id",
+    "final_metrics", "finished_runs", "folder_of", "folders", "git_commit", "kill_orphans", "open_store", "opened",
+    "params", "reopen_store", "shown", "start_run", "sync", "without_credentials", "write_summary",
 ]  # fmt: skip

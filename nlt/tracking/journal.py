@@ -170,12 +170,13 @@ class Busy(Exception):
 class RunFolder:
     """One run's folder, locked for this process from construction to `close`."""
 
-    def __init__(self, path: Path, lock: FileLock | None = None):
+    def __init__(self, path: Path, lock: FileLock | None = None, patience_s: float = 0.0):
         """Open a folder that `create` made.
 
         Args:
             path: the folder.
             lock: its lock, if this process holds it already.
+            patience_s: how long to wait for a process that has it open.
 
         Raises:
             Busy: another process has it open, or has just removed it.
@@ -185,7 +186,7 @@ class RunFolder:
         self._lock = lock or FileLock(path / "lock")
         try:
             if lock is None:
-                self._lock.acquire(timeout=0)
+                self._lock.acquire(timeout=patience_s)
         except (Timeout, FileNotFoundError):
             raise Busy(self.run_id) from None
         except OSError as error:

@@ -7,7 +7,7 @@ import sqlite3
 import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each file that a report reads
 # MLflow prints a link when a run ends, among the lines of the next run and with the password of the tracking URI.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Read at every call. MLflow's own 7 retries with pauses, 247 s, would hold up what delivery.py tries again anyway, and
@@ -25,13 +26,16 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 import mlflow
 import sqlalchemy
 from filelock import FileLock
+from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from nlt.settings import BadInput
-from nlt.view import TAG, comparison_view
+from nlt.view import TAG, comparison_view, description
 
+PAGE = 1000  # runs asked for at a time
 PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself only after minutes of retries
+SWEEP_TAG = "nlt.sweep"  # names of the sweeps that a run belongs to, joined by commas
 FOLDER_TAG = "nlt.folder"  # of runs in the embedded store: where their folders are
 SQLITE_BUSY_SECONDS = 60.0  # how long to wait while other runs write
 logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -108,6 +112,38 @@ def open_store(uri: str | None = None) -> Store:
     except Exception as error:  # database drivers raise what they like, and their texts may hold the password
         raise BadInput(f"tracking URI {shown(uri)}: cannot be used ({type(error).__name__}).") from None
     return Store(uri, client, None, Path("mlruns").absolute() / "runs")
+
+
+def reopen_store(uri: str, runs: Path) -> Store:
+    """Open a store that another process has found usable; a server may be away by now: runs wait for it.
+
+    Args:
+        uri: `Store.uri`.
+        runs: `Store.runs`; where several machines share it, each can go on with the runs of the others.
+
+    Raises:
+        BadInput: as `open_store`.
+    """
+    if uri.startswith("http"):
+        return Store(uri, mlflow.MlflowClient(tracking_uri=uri), None, runs)
+    return replace(open_store(uri), runs=runs)
+
+
+def finished_runs(store: Store, experiment_id: str, spec_sha256: str | None = None) -> list[MlflowRun]:
+    """Return the finished runs of nlt in an experiment, or those of one spec, the latest first."""
+    wanted = "attributes.status = 'FINISHED' and tags.`nlt.seed` LIKE '%'"
+    if spec_sha256 is not None:
+        wanted += f" and tags.`nlt.spec_sha256` = '{spec_sha256}'"
+    found: list[MlflowRun] = []
+    token = None
+    while True:
+        page = store.client.search_runs(
+            [experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=PAGE, page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def _open_sqlite(uri: str) -> Store:
@@ -197,8 +233,7 @@ def experiment_id(store: Store, name: str) -> str:
             if found is None:
                 raise
         else:
-            about = "Runs of nlt. `nlt compare` prints the table; the link that `nlt ui` prints opens the charts."
-            store.client.set_experiment_tag(created, "mlflow.note.content", about)
+            store.client.set_experiment_tag(created, "mlflow.note.content", description(name))
             store.client.set_experiment_tag(created, TAG, comparison_view())
             return created
     if found.lifecycle_stage != "active":

@@ -36,7 +36,7 @@ from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
-from nlt.tracking.store import FOLDER_TAG, Store, experiment_id, shown
+from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, shown
 from nlt.train import Learner
 
 GRID_IMAGES = 60  # most suspicious samples shown in detections.png
@@ -128,12 +128,14 @@ def start_run(
         "nlt.dataset": spec.data.name,
         "nlt.noise": spec.noise.name if rate is None else f"{spec.noise.name} {rate:g}",
         "nlt.seed": str(facts.seed),
-        "nlt.sweep": sweep,
+        SWEEP_TAG: sweep,
         "nlt.profile": spec.profile,
         "nlt.spec_sha256": spec.sha256(),
         "nlt.git_commit": git_commit(),
         "nlt.device": str(facts.device),
+        "nlt.threads": str(torch.get_num_threads()),  # on it depend a CPU's last digits
         "nlt.version": version("nlt"),
+        **({} if spec.published is None else {"nlt.published": spec.published.model_dump_json(exclude_none=True)}),
         **({} if store.artifacts is None else {FOLDER_TAG: str(store.runs)}),
     }
     matrices = {"classes": facts.dataset.classes, "asked": facts.T_KK.tolist()}
@@ -211,7 +213,7 @@ class Tracker:
         title = f"epoch {epoch.step}: {epoch.stage} {epoch.t}"
         picture = loss_histogram(epoch.losses_N, self._wrong_N, self._top(epoch), title)
         self._append(
-            epoch_record(epoch, _stepped_image(self._folder.run_id, "train/loss_histogram", epoch.step, picture))
+            epoch_record(epoch, stepped_image(self._folder.run_id, "train/loss_histogram", epoch.step, picture))
         )
         self.epochs.append(epoch)
 
@@ -221,6 +223,7 @@ class Tracker:
         save_weights(run.net.network.state_dict(), folder / "weights.safetensors")
         if run.best_val is not None:
             save_weights(run.best_val.weights, folder / "weights_at_best_val.safetensors")
+        self._write_labels(folder / "labels.npz")
         self._write_losses(folder / "losses.npz")
         detecting = [epoch for epoch in self.epochs if epoch.keep_N is not None]
         if detecting:
@@ -269,6 +272,12 @@ class Tracker:
         """One axis for a whole stage, from its first epoch, so that sliding through epochs shows the losses move."""
         seen = epoch.losses_N[epoch.losses_N.isfinite()]
         return self._tops.setdefault(epoch.stage, max(float(np.quantile(seen.numpy(), 0.999)) * 1.25, 1e-3))
+
+    def _write_labels(self, path: Path) -> None:
+        train = self._facts.train
+        labels = {"ids": train.ids_N, "given": train.labels_N, "clean": train.clean_N}
+        arrays: dict[str, Any] = {name: values.numpy() for name, values in labels.items() if values is not None}
+        np.savez_compressed(path, **arrays)
 
     def _write_losses(self, path: Path) -> None:
         # Half floats: 100 epochs of 20,000 samples are 4 MB. The largest half float is 65504.
@@ -362,7 +371,7 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     write_whole(path, save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
 
 
-def _stepped_image(run_id: str, key: str, step: int, picture: Picture) -> dict[str, bytes]:
+def stepped_image(run_id: str, key: str, step: int, picture: Picture, thumbnail: int = THUMBNAIL) -> dict[str, bytes]:
     """Return the files of an image that the UI shows with a slider through the steps: artifact path -> content.
 
     Their names are those of MLflow's log_image, as its UI reads them, but for the random part: here it follows from run
@@ -370,7 +379,7 @@ def _stepped_image(run_id: str, key: str, step: int, picture: Picture) -> dict[s
     """
     image = Image.fromarray(picture)
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((thumbnail, thumbnail))
     unique = uuid.uuid5(uuid.UUID(run_id), f"{key} {step}")
     name = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{step}+{unique}"
     files = {}

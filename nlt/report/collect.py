@@ -1,0 +1,268 @@
+"""Runs out of MLflow, grouped into cells: one spec, one number per seed."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import get_args
+
+from mlflow.entities import Run as MlflowRun
+
+from nlt.report.statistics import Difference, Summary, paired_difference, summary
+from nlt.settings import BadInput, brief
+from nlt.spec import Method
+from nlt.tracking import SWEEP_TAG, Store, finished_runs, shown
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the tables."""
+
+    key: str
+    """Its name in MLflow."""
+    column: str
+    """Its name in CSV and JSON."""
+    heading: str
+    """Its name for people."""
+    seconds: bool = False
+    """Whether it is a time; all others are fractions, shown in per cent."""
+
+
+ACCURACY = Metric("final/test_accuracy_last", "test_accuracy_last", "last epoch")
+PRECISION = Metric("final/noise_precision", "noise_precision", "noise precision")
+METRICS = (
+    ACCURACY,
+    Metric("final/test_accuracy_mean10", "test_accuracy_mean10", "mean of last 10"),
+    Metric("final/test_accuracy_at_best_val", "test_accuracy_at_best_val", "at best validation"),
+    PRECISION,
+    Metric("final/noise_recall", "noise_recall", "noise recall"),
+    Metric("final/noise_remaining", "noise_remaining", "remaining noise"),
+    Metric("final/train_seconds", "train_seconds", "training time", seconds=True),
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a paper says of the same cell; fractions."""
+
+    source: str
+    test_accuracy: float | None
+    noise_precision: float | None
+
+    def of(self, metric: Metric) -> float | None:
+        """Return the published number of a metric, if there is one."""
+        return {ACCURACY.key: self.test_accuracy, PRECISION.key: self.noise_precision}.get(metric.key)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The finished runs of one spec, one per seed."""
+
+    label: str
+    """Method and loss, for people; no other cell of the same noise has it."""
+    spec_name: str
+    sha256: str
+    method: str
+    loss: str
+    noise: str
+    published: Published | None
+    runs: dict[int, MlflowRun]
+    """Seed -> run, by seed."""
+
+    def values(self, metric: Metric) -> dict[int, float]:
+        """Return seed -> value, without the runs that have none."""
+        return {seed: r.data.metrics[metric.key] for seed, r in self.runs.items() if metric.key in r.data.metrics}
+
+    def summary(self, metric: Metric) -> Summary | None:
+        """Return the metric's mean and deviation over seeds, or None if no run has it."""
+        return summary(list(self.values(metric).values()))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The cells of one MLflow experiment, each to be read beside the baseline of its noise."""
+
+    experiment: str
+    experiment_id: str
+    cells: list[Cell]
+    """Sorted: the methods in the same order at every noise."""
+    baselines: dict[str, Cell]
+    """Noise -> the cell that the others are compared with, where there is one."""
+
+    @property
+    def methods(self) -> list[str]:
+        """The labels, each once, in order."""
+        return list(dict.fromkeys(cell.label for cell in self.cells))
+
+    @property
+    def noises(self) -> list[str]:
+        """The noises, each once, sorted."""
+        return sorted({cell.noise for cell in self.cells})
+
+    def at(self, noise: str) -> list[Cell]:
+        """Return the cells of one noise."""
+        return [cell for cell in self.cells if cell.noise == noise]
+
+    def cell(self, label: str, noise: str) -> Cell | None:
+        """Return one cell, if it was run."""
+        return next((cell for cell in self.at(noise) if cell.label == label), None)
+
+    def metrics(self) -> list[Metric]:
+        """Return the metrics that any run has."""
+        return [metric for metric in METRICS if any(cell.values(metric) for cell in self.cells)]
+
+    def sources(self) -> list[str]:
+        """Return where the published numbers come from."""
+        return sorted({cell.published.source for cell in self.cells if cell.published})
+
+    def difference(self, cell: Cell) -> Difference | None:
+        """Return the cell's last-epoch accuracy less its baseline's; None for the baseline itself."""
+        baseline = self.baselines.get(cell.noise)
+        if baseline is None or baseline is cell:
+            return None
+        return paired_difference(cell.values(ACCURACY), baseline.values(ACCURACY))
+
+
+def compare(
+    store: Store,
+    experiment: str | None = None,
+    *,
+    sweep: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    baseline: str | None = None,
+) -> list[Comparison]:
+    """Group the finished runs by MLflow experiment and spec.
+
+    Of several runs with the same spec and seed the latest counts: they are repetitions, not further samples.
+
+    Args:
+        store: where the runs are.
+        experiment: only this one.
+        sweep: only runs of this sweep.
+        tags: only runs that carry all of these.
+        baseline: the run name or the method's label, in any case, of the cells that others are compared with; by
+            default the standard method with cross-entropy, where there is exactly one such cell at a noise.
+
+    Raises:
+        BadInput: there is no such experiment, sweep, tag or baseline, or no finished run.
+    """
+    names = {e.experiment_id: e.name for e in store.client.search_experiments()}
+    if experiment is not None:
+        names = {key: name for key, name in names.items() if name == experiment}
+        if not names:
+            raise BadInput(
+                f"there is no MLflow experiment {brief(experiment)} in {shown(store.uri)}: "
+                "run `nlt compare` without a name to see all."
+            )
+    found = {key: finished_runs(store, key) for key in names}
+    if not any(found.values()):
+        raise BadInput(
+            f"there is no finished run in {shown(store.uri)}: launch one, e.g. "
+            "nlt launch experiments/quickstart/*.json."
+        )
+    where = f"the experiment {brief(experiment)}" if experiment else shown(store.uri)
+    if sweep is not None:
+        known = sorted({name for runs in found.values() for run in runs for name in sweeps_of(run)})
+        found = {key: [run for run in runs if sweep in sweeps_of(run)] for key, runs in found.items()}
+        if not any(found.values()):
+            raise BadInput(
+                f"--sweep {brief(sweep)}: no finished run in {where} is of it; the last ones are "
+                f"{', '.join(map(brief, known[-3:]))}."
+            )
+    for tag, value in (tags or {}).items():
+        known = sorted({run.data.tags[tag] for runs in found.values() for run in runs if tag in run.data.tags})
+        found = {key: [run for run in runs if run.data.tags.get(tag) == value] for key, runs in found.items()}
+        if not any(found.values()):
+            there = f"its values are {', '.join(brief(v) for v in known[:5])}" if known else "none has such a tag"
+            raise BadInput(f"--tag {brief(tag)}: no finished run in {where} has it as {brief(value)}; {there}.")
+    result = []
+    for key, runs in found.items():
+        if runs:
+            grouped = cells(runs)
+            result.append(Comparison(names[key], key, grouped, _baselines(grouped, baseline)))
+    if baseline is not None and not any(comparison.baselines for comparison in result):
+        labels = list(dict.fromkeys(label for comparison in result for label in comparison.methods))
+        raise BadInput(f"--baseline {brief(baseline)}: there is no such run or method; use one of {labels}.")
+    return result
+
+
+def noise_title(noise: str) -> str:
+    """Return a noise as people read it: "pair flip noise, 45 %" for the tag "pair_flip 0.45"."""
+    kind, _, rate = noise.partition(" ")
+    if kind == "none":
+        return "no noise added"
+    return f"{kind.replace('_', ' ')} noise" + (f", {100 * float(rate):.3g} %" if rate else "")
+
+
+def sweeps_of(run: MlflowRun) -> list[str]:
+    """Return the sweeps that a run belongs to: a later launch adopts what an earlier one has finished."""
+    return [name for name in run.data.tags.get(SWEEP_TAG, "").split(",") if name]
+
+
+def cells(runs: list[MlflowRun]) -> list[Cell]:
+    """Group one experiment's runs, the latest first, by spec and seed.
+
+    Specs that would share method, loss and noise get their run's name into the label, and where these are alike too
+    the beginning of the spec's hash.
+    """
+    by_spec: dict[str, dict[int, MlflowRun]] = defaultdict(dict)
+    for run in runs:
+        by_spec[run.data.tags["nlt.spec_sha256"]].setdefault(int(run.data.tags["nlt.seed"]), run)
+    groups = [dict(sorted(seeds.items())) for seeds in by_spec.values()]
+    firsts = [next(iter(group.values())) for group in groups]
+    plain = [f"{_title(run.data.params['method'])}, {run.data.params['loss']}" for run in firsts]
+    noises = [run.data.tags["nlt.noise"] for run in firsts]
+    names = [str(run.info.run_name) for run in firsts]
+    taken = Counter(zip(plain, noises, strict=True))
+    named = Counter(zip(plain, noises, names, strict=True))
+    result = []
+    for group, run, label, noise, name in zip(groups, firsts, plain, noises, names, strict=True):
+        sha = run.data.tags["nlt.spec_sha256"]
+        if named[label, noise, name] > 1:
+            label = f"{label} [{name} {sha[:6]}]"
+        elif taken[label, noise] > 1:
+            label = f"{label} [{name}]"
+        method, loss = run.data.params["method"], run.data.params["loss"]
+        latest = max(group.values(), key=lambda r: r.info.start_time)
+        result.append(Cell(label, name, sha, method, loss, noise, _published(latest), group))
+    # The standard method and plain cross-entropy first, as papers have it.
+    return sorted(
+        result, key=lambda c: (c.method != "standard", c.method, c.loss != "CE", c.loss, c.spec_name, c.noise)
+    )
+
+
+def _title(method: str) -> str:
+    """Return a method's name as its settings class spells it: O2U for o2u."""
+    kinds = get_args(get_args(Method)[0])
+    titles = {get_args(kind.model_fields["name"].annotation)[0]: kind.__name__ for kind in kinds}
+    return str(titles.get(method, method))  # of a run by another version of nlt
+
+
+def _published(run: MlflowRun) -> Published | None:
+    try:
+        given = json.loads(run.data.tags["nlt.published"])
+        numbers = [given.get(key) for key in ("test_accuracy", "noise_precision")]
+        return Published(str(given["source"]), *(None if n is None else float(n) for n in numbers))
+    except (KeyError, ValueError, TypeError, AttributeError):  # tags can be edited in the UI
+        return None
+
+
+def _baselines(group: list[Cell], wanted: str | None) -> dict[str, Cell]:
+    chosen: dict[str, Cell] = {}
+    for noise in {cell.noise for cell in group}:
+        at = [cell for cell in group if cell.noise == noise]
+        if wanted is None:
+            fits = [cell for cell in at if cell.method == "standard" and cell.loss == "CE"]
+            if len(fits) == 1:
+                chosen[noise] = fits[0]
+            continue
+        asked = wanted.casefold()
+        fits = [cell for cell in at if asked in (cell.label.casefold(), cell.spec_name.casefold())]
+        if len(fits) > 1:
+            raise BadInput(
+                f"--baseline {brief(wanted)}: {len(fits)} cells of {noise} are called so; name one of "
+                f"{[cell.label for cell in fits]}."
+            )
+        if fits:
+            chosen[noise] = fits[0]
+    return chosen

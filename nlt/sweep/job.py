@@ -1,0 +1,185 @@
+"""One run of a sweep, and what is told of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nlt.data import Dataset
+from nlt.launcher import Interrupted, Prepared, RunFailed, Unfinished, launch, resume
+from nlt.run import Epoch
+from nlt.settings import BadInput
+from nlt.spec import Experiment
+from nlt.tracking import Store, reopen_store
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be made, or to go on."""
+
+    spec: Experiment
+    seed: int
+    unfinished: Unfinished | None = None
+
+
+@dataclass(frozen=True)
+class How:
+    """What the runs of a launch have in common."""
+
+    device: str | None
+    """None: where an unfinished run began."""
+    data_root: Path | None
+    """None: as an unfinished run was launched."""
+    uri: str
+    """`Store.uri`."""
+    runs: Path
+    """`Store.runs`."""
+    sweep: str | None = None
+    log_model: bool = False
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins to train, or goes on after `done` of its `steps` epochs."""
+
+    run_id: str
+    about: str
+    """What it trains on, for people."""
+    done: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """An epoch is over."""
+
+    step: int
+    steps: int
+    stage: str
+    t: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something a person should know."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is finished, in this launch or an earlier one."""
+
+    name: str
+    seed: int
+    run_id: str
+    metrics: dict[str, float]
+    undelivered: str = ""
+    stop_asked: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run is not finished."""
+
+    kind: Literal["bad input", "failed", "interrupted", "died"]
+    sentence: str
+    run_id: str = ""
+    undelivered: str = ""
+
+
+Event = Started | Progressed | Noted | Finished | Failed
+Tell = Callable[[int, Event], None]
+"""Called with a job's index and what happens to it; the last event of a job is Finished or Failed."""
+
+
+def run_job(
+    job: Job,
+    how: How,
+    tell: Callable[[Event], None],
+    *,
+    store: Store | None = None,
+    dataset: Dataset | None = None,
+    patient: bool = True,
+    patience_s: float = 0.0,
+) -> Finished | Failed:
+    """Run one job in this process, and tell of it.
+
+    Args:
+        job: what runs.
+        how: and how.
+        tell: called with each event; the last one is returned too.
+        store: an open one.
+        dataset: the spec's data, loaded already.
+        patient: whether a tracking server that is away is waited for; otherwise it is an error at once.
+        patience_s: how long to wait for another process to let go of an unfinished run.
+    """
+
+    def note(sentence: str) -> None:
+        tell(Noted(sentence))
+
+    def on_start(run_id: str, prepared: Prepared, done: int) -> None:
+        tell(Started(run_id, _about(prepared), done, prepared.steps))
+
+    def on_epoch(epoch: Epoch) -> None:
+        tell(Progressed(epoch.step, epoch.steps, epoch.stage, epoch.t, epoch.metrics))
+
+    try:
+        store = store or reopen_store(how.uri, how.runs)
+        if job.unfinished:
+            result = resume(
+                job.unfinished,
+                device=how.device,
+                data_root=how.data_root,
+                store=store,
+                dataset=dataset,
+                patience_s=patience_s,
+                warn=note,
+                on_start=on_start,
+                on_epoch=on_epoch,
+            )
+        else:
+            result = launch(
+                job.spec,
+                seed=job.seed,
+                device=how.device or "auto",
+                data_root=how.data_root or "data",
+                log_model=how.log_model,
+                sweep=how.sweep,
+                store=store,
+                dataset=dataset,
+                warn=note if patient else None,
+                on_start=on_start,
+                on_epoch=on_epoch,
+            )
+    except BadInput as error:
+        end: Finished | Failed = Failed("bad input", str(error))
+    except RunFailed as error:
+        end = Failed("failed", str(error))
+    except Interrupted as error:
+        end = Failed("interrupted", str(error), error.run_id, error.undelivered)
+    except KeyboardInterrupt:
+        end = Failed("interrupted", "interrupted before the run began")
+    else:
+        end = Finished(result.name, result.seed, result.run_id, result.metrics, result.undelivered, result.stop_asked)
+    tell(end)
+    return end
+
+
+def _about(prepared: Prepared) -> str:
+    facts = prepared.facts
+    wrong = ""
+    if (wrong_N := facts.train.wrong_N) is not None:
+        wrong = f", {float(wrong_N.double().mean()):.1%} wrong labels"
+    sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.dataset.test):,} test images"
+    return f"{facts.dataset.name}: {sizes} · {facts.device} {facts.precision}"
+
+
+def in_turn(jobs: list[Job], how: How, tell: Tell, store: Store) -> None:
+    """Run one job after the other in this process, whatever happens to one of them, until Ctrl-C or SIGTERM."""
+    for index, job in enumerate(jobs):
+        # That an address is wrong shows in the first run, at once; later a server is only away, and is waited for.
+        end = run_job(job, how, lambda event, index=index: tell(index, event), store=store, patient=index > 0)  # type: ignore[misc]
+        if (isinstance(end, Finished) and end.stop_asked) or (isinstance(end, Failed) and end.kind == "interrupted"):
+            return

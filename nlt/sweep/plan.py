@@ -1,0 +1,116 @@
+"""What a launch has to do: a sweep may be interrupted and repeated, what is finished is not run again."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+
+from nlt.launcher import unfinished_runs
+from nlt.settings import BadInput
+from nlt.spec import Experiment
+from nlt.sweep.job import Finished, Job
+from nlt.tracking import SWEEP_TAG, Store, finished_runs, shown, sync
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a launch has to do."""
+
+    sweep: str
+    jobs: list[Job]
+    finished: list[Finished]
+    """What an earlier launch has done of it."""
+
+
+def plan(
+    store: Store,
+    specs: list[Experiment],
+    seeds: tuple[int, ...],
+    sweep: str | None,
+    rerun: bool,
+    warn: Callable[[str], None],
+) -> Plan:
+    """Find out which of specs x seeds are finished, which go on, and which begin, and tag the former two.
+
+    Args:
+        store: where to look.
+        specs: one or more.
+        seeds: one or more.
+        sweep: the sweep's name; by default one that the same specs and seeds always get.
+        rerun: begin all of them, whatever is there.
+        warn: told of what is left out.
+
+    Raises:
+        BadInput: the store cannot be read.
+    """
+    wanted: dict[tuple[str, str, int], Experiment] = {}
+    for spec in specs:
+        for seed in seeds:
+            if wanted.setdefault(_key(spec, seed), spec) is not spec:
+                warn(f"{spec.name}, seed {seed}, is the same as {wanted[_key(spec, seed)].name}: it runs once.")
+    sweep = sweep or _name(wanted)
+    if rerun:
+        return Plan(sweep, [Job(spec, seed) for (_, _, seed), spec in wanted.items()], [])
+    for sentence in sync(store).complaints:  # a finished run that MLflow does not know of would run again
+        warn(sentence)
+    try:
+        finished = _finished(store, wanted)
+        unfinished = {_key(run.spec, run.seed): run for run in unfinished_runs(store, warn)}
+        jobs = [Job(spec, key[2], unfinished.get(key)) for key, spec in wanted.items() if key not in finished]
+        for run in finished.values():
+            _adopt(store, run.info.run_id, run.data.tags.get(SWEEP_TAG, ""), sweep)
+        for job in jobs:
+            if job.unfinished:
+                run_id = job.unfinished.run_id
+                _adopt(store, run_id, store.client.get_run(run_id).data.tags.get(SWEEP_TAG, ""), sweep)
+    except MlflowException as error:
+        raise BadInput(f"the MLflow store {shown(store.uri)} cannot be read ({type(error).__name__}).") from None
+    return Plan(sweep, jobs, [_outcome(run) for run in finished.values()])
+
+
+def finished_before(store: Store, job: Job) -> Finished | None:
+    """Return the latest finished run of a job's spec and seed."""
+    key = _key(job.spec, job.seed)
+    run = _finished(store, {key: job.spec}).get(key)
+    return None if run is None else _outcome(run)
+
+
+def _outcome(run: MlflowRun) -> Finished:
+    return Finished(run.info.run_name, int(run.data.tags["nlt.seed"]), run.info.run_id, dict(run.data.metrics))
+
+
+def _key(spec: Experiment, seed: int) -> tuple[str, str, int]:
+    return spec.experiment or spec.data.name, spec.sha256(), seed
+
+
+def _name(wanted: dict[tuple[str, str, int], Experiment]) -> str:
+    names = list(dict.fromkeys(spec.name for spec in wanted.values()))
+    text = "+".join(names)
+    if len(text) > 40:
+        text = f"{names[0]} and {len(names) - 1} more"[:60]
+    return f"{text} {hashlib.sha256(repr(sorted(wanted)).encode()).hexdigest()[:6]}"
+
+
+def _finished(store: Store, wanted: dict[tuple[str, str, int], Experiment]) -> dict[tuple[str, str, int], MlflowRun]:
+    """Return the latest finished run of each that has one."""
+    found: dict[tuple[str, str, int], MlflowRun] = {}
+    ids: dict[str, str | None] = {}
+    for name, sha256 in dict.fromkeys((name, sha256) for name, sha256, _ in wanted):
+        if name not in ids:
+            experiment = store.client.get_experiment_by_name(name)
+            ids[name] = None if experiment is None else experiment.experiment_id
+        if (experiment_id := ids[name]) is None:
+            continue
+        for run in finished_runs(store, experiment_id, sha256):
+            key = (name, sha256, int(run.data.tags["nlt.seed"]))
+            if key in wanted:
+                found.setdefault(key, run)
+    return found
+
+
+def _adopt(store: Store, run_id: str, sweeps: str, sweep: str) -> None:
+    """Add a sweep to those that a run belongs to."""
+    if sweep not in sweeps.split(","):
+        store.client.set_tag(run_id, SWEEP_TAG, f"{sweeps},{sweep}" if sweeps else sweep)

@@ -1,0 +1,64 @@
+"""The summary run of a sweep: it has trained nothing and holds the tables and figures of the runs that have."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from nlt.figures import Picture
+from nlt.tracking.store import SWEEP_TAG, Store
+from nlt.tracking.tracker import git_commit, stepped_image
+
+KIND_TAG = "nlt.kind"
+LONGEST_TAG = 8000  # characters of a tag's value that MLflow's stores keep
+LEGIBLE = 1600  # pixels: these figures have several panels, and are looked at without a click
+
+
+def write_summary(
+    store: Store,
+    experiment_id: str,
+    sweep: str,
+    note: str,
+    files: Mapping[str, bytes],
+    pictures: Mapping[tuple[str, int], Picture],
+) -> str:
+    """Make the summary run of a sweep, or bring the one that it has up to date; return its id.
+
+    Args:
+        store: where.
+        experiment_id: of the runs that are summed up.
+        sweep: the tag `nlt.sweep` of the run.
+        note: its description, Markdown.
+        files: artifact path -> content.
+        pictures: (key, step) -> an image that the UI shows with a slider through the steps.
+    """
+    client = store.client
+    tags = {
+        KIND_TAG: "summary",
+        SWEEP_TAG: sweep,
+        "mlflow.source.name": "nlt",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.note.content": note[:LONGEST_TAG],
+        "mlflow.loggedImages": "True",  # makes the UI look for images by step
+        "nlt.version": version("nlt"),
+        "nlt.git_commit": git_commit(),
+    }
+    with store.starting():  # two launches of one sweep may end at the same time
+        runs = client.search_runs([experiment_id], f"tags.`{KIND_TAG}` = 'summary'", max_results=1000)
+        # Compared here, since a name with a quotation mark in it would break a filter.
+        found = [run.info.run_id for run in runs if run.data.tags.get(SWEEP_TAG) == sweep]
+        run_id = found[0] if found else client.create_run(experiment_id, run_name="summary", tags=tags).info.run_id
+    for key, value in tags.items() if found else ():
+        client.set_tag(run_id, key, value)
+    with tempfile.TemporaryDirectory() as folder:
+        contents = dict(files)
+        for (key, step), picture in pictures.items():
+            contents |= stepped_image(run_id, key, step, picture, LEGIBLE)
+        for name, content in contents.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        client.log_artifacts(run_id, folder)
+    client.set_terminated(run_id, "FINISHED", end_time=int(time.time() * 1000))
+    return str(run_id)

@@ -1,0 +1,499 @@
+"""Comparisons of made-up runs, whose numbers can be worked by hand."""
+
+import csv
+import io
+import json
+import shutil
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from mlflow.entities import Metric as Point
+from mlflow.entities import Param, RunTag
+
+from nlt.cli import main
+from nlt.report import as_csv, as_json, compare, markdown
+from nlt.report.collect import ACCURACY, Cell, noise_title
+from nlt.report.curves import by_truth, curve, histogram_steps, mean_losses, panels, stage_starts
+from nlt.report.html import page
+from nlt.report.plots import axis_tops, drawings, lines, pdf, png
+from nlt.report.statistics import paired_difference, summary
+from nlt.report.summary import log_summary
+from nlt.settings import BadInput
+from nlt.tracking import Store, open_store
+
+NAN = float("nan")
+PUBLISHED = {"source": "Doe <b>2023</b>, Table 1", "test_accuracy": 0.796}
+# Seed -> last-epoch accuracy. Differences of o2u to standard at 0.2: 0.10, 0.20; at 0.6 seed 0 alone is in both.
+ACCURACIES = {
+    ("standard", "CE", "symmetric 0.2"): {0: 0.60, 1: 0.70},
+    ("o2u", "CE", "symmetric 0.2"): {0: 0.70, 1: 0.90},
+    ("o2u", "NCE+RCE", "symmetric 0.2"): {0: 0.75, 1: 0.85, 2: 0.80},
+    ("standard", "CE", "symmetric 0.6"): {0: 0.30},
+    ("o2u", "CE", "symmetric 0.6"): {0: 0.25, 1: 0.35},
+}
+
+
+def add_run(store: Store, experiment: str, method="standard", loss="CE", noise="symmetric 0.2", seed=0, accuracy=0.5, *,
+            name=None, sha=None, tags=None, status="FINISHED", artifacts=True, published=None) -> str:  # fmt: skip
+    """Add a run of four epochs on four samples, of which the second has a wrong label; O2U: 1 + 2 + 1 epochs."""
+    client = store.client
+    detects = method == "o2u"
+    name = name or f"{method}_{loss}_{noise.split()[-1]}"
+    all_tags = {"nlt.version": "0", "nlt.spec_sha256": sha or name, "nlt.seed": str(seed), "nlt.noise": noise}
+    all_tags |= {"nlt.device": "cpu", "nlt.sweep": "first"} | (tags or {})
+    if published:
+        all_tags["nlt.published"] = json.dumps(published)
+    run = client.create_run(experiment, run_name=name, tags=all_tags).info.run_id
+    params = {"method": method, "loss": loss, "epochs": "1+2+1" if detects else "4", "seed": str(seed)}
+    points = [Point(f"final/{k}", v, 0, 4) for k, v in (("test_accuracy_last", accuracy), ("train_seconds", 90.0))]
+    points += [Point("test/accuracy", accuracy * step / 4, 0, step) for step in (1, 2, 3, 4)]
+    points += [Point("optim/lr", 0.01 / step, 0, step) for step in (1, 2, 3, 4)]
+    points += [Point("noise/drawn_rate", 0.25, 0, 0)]
+    if detects:
+        points += [Point("noise/remaining", value + seed / 10, 0, step) for step, value in ((2, 0.2), (3, 0.1))]
+        points += [Point("final/noise_precision", 0.75, 0, 4)]
+    client.log_batch(run, points, [Param(k, v) for k, v in params.items()], [RunTag("mlflow.user", "x")])
+    if artifacts:
+        folder = store.artifacts.parent / f"made-{run}"
+        folder.mkdir()
+        ids = np.arange(4)
+        losses = np.array([[2, 2, 2, 2], [1, 4, 1, 3], [0.5, 6, 1, 4], [0.5, NAN if detects else 5, 1, 1]], np.float16)
+        np.savez(folder / "losses.npz", losses=losses, ids=ids)
+        np.savez(folder / "labels.npz", ids=ids, given=[0, 1, 0, 1], clean=[0, 0, 0, 1])
+        if detects:
+            keep = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
+            np.savez(folder / "masks.npz", keep=np.packbits(keep, axis=1), steps=[2, 3], ids=ids)
+        client.log_artifacts(run, str(folder))
+        shutil.rmtree(folder)
+    client.set_terminated(run, status)
+    time.sleep(0.002)  # runs are ordered by their start, in milliseconds
+    return run
+
+
+@pytest.fixture(scope="module")
+def filled(template_store, tmp_path_factory) -> Store:
+    """A store that tests only read."""
+    folder = tmp_path_factory.mktemp("filled") / "store"
+    shutil.copytree(template_store, folder)
+    store = open_store(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = store.client.create_experiment("made-up", artifact_location=str(store.artifacts))
+    for (method, loss, noise), seeds in ACCURACIES.items():
+        for seed, accuracy in seeds.items():
+            published = PUBLISHED if (method, loss, noise) == ("o2u", "CE", "symmetric 0.2") else None
+            add_run(store, experiment, method, loss, noise, seed, accuracy, published=published)
+    return store
+
+
+@pytest.fixture
+def empty(store) -> tuple[Store, str]:
+    """A fresh store and an experiment in it."""
+    return store, store.client.create_experiment("made-up", artifact_location=str(store.artifacts))
+
+
+def nlt(*args: object):
+    return CliRunner().invoke(main, [str(a) for a in args], prog_name="nlt")
+
+
+def cell_of(store: Store, label: str, noise: str) -> Cell:
+    [comparison] = compare(store)
+    cell = comparison.cell(label, noise)
+    assert cell is not None
+    return cell
+
+
+# ---- arithmetic ----
+
+
+def test_mean_and_sample_deviation():
+    found = summary([0.6, 0.7])
+    assert (found.n, found.mean) == (2, pytest.approx(0.65))
+    assert found.sd == pytest.approx(0.0707107, abs=1e-6)  # sqrt(2 * 0.05^2 / 1)
+    assert summary([0.5]).sd is None
+    assert summary([]) is None
+
+
+def test_interval_of_three_pairs():
+    """Differences 1, 2, 3: mean 2, deviation 1; t of 2 degrees of freedom is 4.30265, over sqrt(3) 2.48414."""
+    found = paired_difference({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0})
+    assert (found.n, found.mean) == (3, 2.0)
+    assert found.half == pytest.approx(2.48414, abs=1e-5)
+
+
+def test_pairs_are_the_seeds_that_both_have():
+    """Seeds 0 and 1: differences 0.10 and 0.07, mean 0.085, deviation 0.0212132; 12.7062 * that / sqrt(2) = 0.190593."""
+    found = paired_difference({0: 0.80, 1: 0.82, 2: 0.90}, {3: 0.10, 1: 0.75, 0: 0.70})
+    assert (found.n, found.mean) == (2, pytest.approx(0.085))
+    assert found.half == pytest.approx(0.190593, abs=1e-5)
+
+
+def test_one_pair_has_no_interval_and_none_no_difference():
+    assert paired_difference({0: 0.5, 1: 0.6}, {1: 0.4, 2: 0.4}).half is None
+    assert paired_difference({0: 0.5}, {1: 0.4}) is None
+
+
+# ---- which runs make a cell ----
+
+
+def test_order_labels_and_values(filled):
+    [comparison] = compare(filled)
+    assert comparison.methods == ["Standard, CE", "O2U, CE", "O2U, NCE+RCE"]
+    assert comparison.noises == ["symmetric 0.2", "symmetric 0.6"]
+    assert cell_of(filled, "O2U, NCE+RCE", "symmetric 0.2").values(ACCURACY) == {0: 0.75, 1: 0.85, 2: 0.80}
+    assert comparison.cell("O2U, NCE+RCE", "symmetric 0.6") is None
+
+
+def test_repetitions_unfinished_and_summary_runs_do_not_count(empty):
+    store, experiment = empty
+    for accuracy, more in ((0.1, {}), (0.6, {}), (0.9, {"status": "FAILED"}), (0.8, {"tags": {"nlt.kind": "summary"}})):
+        add_run(store, experiment, accuracy=accuracy, artifacts=False, **more)
+    assert cell_of(store, "Standard, CE", "symmetric 0.2").values(ACCURACY) == {0: 0.6}
+
+
+def test_specs_that_differ_otherwise_are_told_apart(empty):
+    store, experiment = empty
+    for name, sha in (("thin", "1"), ("wide", "2"), ("wide", "3456789"), ("x", "4")):
+        noise = "none" if name == "x" else "symmetric 0.2"
+        add_run(store, experiment, name=name, sha=sha, noise=noise, artifacts=False)
+    [comparison] = compare(store)
+    labels = {cell.label for cell in comparison.cells}
+    assert labels == {"Standard, CE [thin]", "Standard, CE [wide 2]", "Standard, CE [wide 345678]", "Standard, CE"}
+    assert list(comparison.baselines) == ["none"]  # no telling which of the others is the baseline
+
+
+def test_a_run_belongs_to_each_of_its_sweeps(empty):
+    store, experiment = empty
+    for seed, sweep in enumerate(("a", "a,b c", "ab", "b")):
+        add_run(store, experiment, seed=seed, tags={"nlt.sweep": sweep}, artifacts=False)
+    for sweep, seeds in (("a", [0, 1]), ("b c", [1]), ("b", [3]), ("ab", [2])):
+        [comparison] = compare(store, sweep=sweep)
+        assert list(comparison.cells[0].runs) == seeds
+    with pytest.raises(BadInput, match="--sweep 'c': no finished run"):
+        compare(store, sweep="c")
+    [comparison] = compare(store, tags={"nlt.sweep": "a"})
+    assert list(comparison.cells[0].runs) == [0]
+
+
+def test_published_numbers_that_make_no_sense_are_passed_over(empty):
+    store, experiment = empty
+    for seed, text in enumerate(("{", "[]", '{"test_accuracy": 1}', '{"source": "x", "test_accuracy": "many"}')):
+        add_run(store, experiment, name=str(seed), tags={"nlt.published": text}, artifacts=False)
+    assert [cell.published for cell in compare(store)[0].cells] == [None] * 4
+
+
+def test_baseline_by_name_or_method(filled):
+    [comparison] = compare(filled, baseline="o2u, ce")
+    standard = comparison.cell("Standard, CE", "symmetric 0.2")
+    assert comparison.difference(standard).mean == pytest.approx(-0.15)
+    assert comparison.difference(comparison.cell("O2U, CE", "symmetric 0.2")) is None
+    [comparison] = compare(filled, baseline="standard_CE_0.6")
+    assert list(comparison.baselines) == ["symmetric 0.6"]
+
+
+# ---- tables ----
+
+
+def test_csv_by_hand(filled):
+    rows = {(row["label"], row["noise"]): row for row in csv.DictReader(io.StringIO(as_csv(compare(filled))))}
+    assert len(rows) == 5
+    row = rows["O2U, CE", "symmetric 0.2"]
+    assert (row["seeds"], row["test_accuracy_last_n"], row["baseline"]) == ("0 1", "2", "Standard, CE")
+    assert float(row["test_accuracy_last_mean"]) == pytest.approx(0.8)
+    assert float(row["test_accuracy_last_sd"]) == pytest.approx(0.141421, abs=1e-6)
+    assert float(row["published_test_accuracy"]) == 0.796
+    # differences 0.1 and 0.2: mean 0.15, deviation 0.0707107, 12.7062 * that / sqrt(2) = 0.635310
+    assert float(row["difference_low"]) == pytest.approx(0.15 - 0.635310, abs=1e-5)
+    assert float(row["difference_high"]) == pytest.approx(0.15 + 0.635310, abs=1e-5)
+    alone = rows["O2U, CE", "symmetric 0.6"]
+    assert (alone["difference_n"], alone["difference_low"], alone["published_source"]) == ("1", "", "")
+    assert rows["Standard, CE", "symmetric 0.2"]["difference_mean"] == ""
+
+
+def test_json_has_each_seed(filled):
+    cells = json.loads(as_json(compare(filled)))["cells"]
+    [cell] = [c for c in cells if c["loss"] == "NCE+RCE"]
+    assert cell["metrics"]["test_accuracy_last"]["by_seed"] == {"0": 0.75, "1": 0.85, "2": 0.8}
+    assert len(cell["run_ids"]) == 3
+    # 0.15, 0.15 of the pairs 0 and 1
+    assert (cell["difference"]["n"], cell["difference"]["mean"]) == (2, pytest.approx(0.15))
+
+
+def test_markdown_rows(filled):
+    text = markdown(compare(filled))
+    assert "| O2U, CE | 80.0 ± 14.1 (2) [79.6] | 75.0 ± 0.0 (2) | 30.0 ± 7.1 (2) | 75.0 ± 0.0 (2) |" in text
+    assert "| symmetric 0.2 | O2U, NCE+RCE | 3 | +15.0 ± 0.0 (2) | 90 ± 0 |" in text
+    assert "| symmetric 0.6 | O2U, CE | 2 | \N{MINUS SIGN}5.0 (1) | 90 ± 0 |" in text
+
+
+def test_a_bar_in_a_name_does_not_end_its_column(empty):
+    store, experiment = empty
+    for name in ("a|b", "c"):
+        add_run(store, experiment, name=name, artifacts=False)
+    assert "| Standard, CE [a\\|b] | 50.0 (1) |" in markdown(compare(store))
+
+
+def test_noises_as_people_read_them():
+    assert noise_title("pair_flip 0.45") == "pair flip noise, 45 %"
+    assert noise_title("matrix") == "matrix noise"
+    assert noise_title("none") == "no noise added"
+
+
+# ---- what figures draw ----
+
+
+def test_curve_by_hand():
+    """Step 2 is missing in one seed; an empty history is of a run that did not measure it."""
+    found = curve([{1: 0.2, 2: 0.5, 3: 0.4}, {3: 0.8, 1: 0.4}, {}])
+    assert found.steps_E.tolist() == [1, 3]
+    assert found.mean_E == pytest.approx([0.3, 0.6])
+    assert found.sd_E == pytest.approx([0.141421, 0.282843], abs=1e-6)
+    assert found.n == 2
+    assert curve([{1: 0.2}]).sd_E is None
+    assert curve([{}]) is None
+    assert curve([]) is None
+
+
+def test_where_stages_begin():
+    assert stage_starts("15+20+25") == [1, 16, 36]
+    assert stage_starts("60") == [1]
+
+
+def test_losses_of_kept_and_removed_by_hand():
+    losses = np.array([[9.0, 9, 9, 9], [1, 2, 3, NAN], [5, NAN, 7, NAN]])
+    kept, removed = mean_losses(losses, np.array([True, False, True, False]), np.array([2, 3]))
+    assert kept.tolist() == [2, 6]
+    assert removed[0] == 2
+    assert np.isnan(removed[1])  # none of the removed was seen
+
+
+def test_losses_by_truth_leave_out_what_was_not_seen():
+    losses = np.array([[1.0, 2, 3], [4, NAN, 6]])
+    clean, wrong = by_truth(losses, np.array([0, 1, 1]), np.array([0, 1, 0]), [2, 1])
+    assert [c.tolist() for c in clean] == [[4], [1, 2]]
+    assert [w.tolist() for w in wrong] == [[6], [3]]
+
+
+def test_epochs_of_the_histograms():
+    assert histogram_steps(60) == [1, 16, 30, 45, 60]
+    assert histogram_steps(3) == [1, 2, 3]
+    assert histogram_steps(1) == [1]
+
+
+def test_panels_by_hand(filled):
+    [comparison] = compare(filled)
+    low, high = panels(filled, comparison.cells)
+    assert [a.label for a in low.accuracies] == comparison.methods
+    assert low.accuracies[0].curve.mean_E == pytest.approx([0.1625, 0.325, 0.4875, 0.65])
+    assert [a.last_stage for a in low.accuracies] == [1, 4, 4]
+    # CE has two seeds and NCE+RCE three: not the same masks
+    assert [d.labels for d in low.detections] == [["O2U, CE"], ["O2U, NCE+RCE"]]
+    found = high.detections[0]
+    assert found.kept.steps_E.tolist() == [2, 3]
+    assert found.kept.mean_E == pytest.approx([5 / 3, 5.5 / 3])  # by the last mask: samples 0, 2, 3
+    assert found.removed.mean_E.tolist() == [4, 6]
+    assert found.lr.mean_E == pytest.approx([0.005, 0.01 / 3])
+    assert found.remaining.mean_E == pytest.approx([0.25, 0.15])
+    assert found.drawn_rate == 0.25
+    row = low.losses[1]
+    assert (row.label, row.seed, row.steps, row.stages) == ("O2U, CE", 0, [1, 2, 3, 4], [0, 1, 1, 2])
+    assert [w.tolist() for w in row.wrong] == [[2], [4], [6], []]
+
+
+def test_equal_masks_are_drawn_once(empty):
+    store, experiment = empty
+    for loss in ("CE", "NCE+RCE"):
+        for seed in (0, 1):
+            add_run(store, experiment, "o2u", loss, seed=seed)
+    [comparison] = compare(store)
+    [panel] = panels(store, comparison.cells)
+    assert [d.labels for d in panel.detections] == [["O2U, CE", "O2U, NCE+RCE"]]
+
+
+def test_the_loss_axis_is_one_for_a_stage(filled):
+    [comparison] = compare(filled)
+    row = panels(filled, comparison.cells)[0].losses[1]
+    # epochs 2 and 3 share one: 99.5 % between 4 and 6, the largest two of eight losses: 6 - 0.035 * 2
+    assert axis_tops(row) == pytest.approx([2, 5.93, 5.93, 1], abs=0.01)
+
+
+# ---- figures ----
+
+
+def names_of(store: Store) -> list[str]:
+    [comparison] = compare(store)
+    return [drawing.name for drawing in drawings(comparison, panels(store, comparison.cells))]
+
+
+def test_lines_differ_in_colour_dashes_or_marker():
+    style = lines([str(i) for i in range(100)])
+    assert len(set(style.values())) == 100
+
+
+def test_figures_of_two_noises(filled, tmp_path):
+    done = nlt("compare", "--figures", tmp_path / "new" / "figures", "--tracking-uri", filled.uri)
+    assert done.exit_code == 0, done.output
+    names = ["accuracy", "detection", "losses_symmetric_0.2", "losses_symmetric_0.6", "remaining"]
+    files = sorted((tmp_path / "new" / "figures").iterdir())
+    assert [f.name for f in files] == [f"{name}.{kind}" for name in names for kind in ("pdf", "png")]
+    assert all(f.read_bytes().startswith(b"%PDF" if f.suffix == ".pdf" else b"\x89PNG") for f in files)
+
+
+def test_figures_of_one_run_and_of_less(empty):
+    store, experiment = empty
+    add_run(store, experiment, artifacts=False)
+    assert names_of(store) == ["accuracy"]
+    add_run(store, experiment)
+    assert names_of(store) == ["accuracy", "losses_symmetric_0.2"]
+    [comparison] = compare(store)
+    for drawing in drawings(comparison, panels(store, comparison.cells)):
+        assert png(drawing) and pdf(drawing)
+        assert "seed" in drawing.caption
+
+
+def test_captions_say_how_many_seeds(filled):
+    [comparison] = compare(filled)
+    accuracy, *_, losses = drawings(comparison, panels(filled, comparison.cells))
+    assert "mean over 1 to 3 seeds; the band is ± one sample standard deviation" in accuracy.caption
+    assert "seed 0" in losses.caption
+
+
+# ---- the page ----
+
+
+class References(HTMLParser):
+    """Collects whatever a browser would fetch, and the texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            local = (value or "").startswith("#")
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster") and not local:
+                self.outside.append(value)
+            if "//" in (value or "") or ("url(" in (value or "") and "url(#" not in value):
+                self.outside.append(value)
+
+    def handle_data(self, data):
+        self.text += data
+        if "@import" in data or "url(" in data:
+            self.outside.append(data)
+
+
+@pytest.fixture(scope="module")
+def read_page(filled) -> References:
+    [comparison] = compare(filled)
+    parser = References()
+    parser.feed(page([(comparison, drawings(comparison, panels(filled, comparison.cells)))]))
+    return parser
+
+
+def test_the_page_fetches_nothing(read_page):
+    assert read_page.outside == []
+    assert not {"script", "link", "iframe", "img", "object", "base"} & set(read_page.tags)
+
+
+def test_ids_of_figures_do_not_meet(read_page):
+    """Two figures with one id for two clip paths would cut each other's lines off."""
+    assert len(read_page.ids) == len(set(read_page.ids))
+    assert read_page.tags.count("svg") == 5
+
+
+def test_the_page_says_where_its_numbers_come_from(read_page, filled):
+    text = read_page.text
+    for run in filled.client.search_runs(["1"]):
+        assert run.info.run_id in text
+    for words in ("3 methods, 2 noise settings, 10 runs; seeds 0, 1, 2", "Doe <b>2023</b>, Table 1", "Figure 5.", "first",
+                  "80.0 ± 14.1", "79.6", "baseline", "Student's t", "\N{MINUS SIGN}5.0 (1)"):  # fmt: skip
+        assert words in text, words
+
+
+def test_names_are_text_on_the_page(empty):
+    store, experiment = empty
+    for name in ("<script>alert(1)</script>", "b"):
+        add_run(store, experiment, name=name, artifacts=False)
+    [comparison] = compare(store)
+    parser = References()
+    parser.feed(page([(comparison, [])]))
+    assert "script" not in parser.tags
+    assert "<script>alert(1)</script>" in parser.text
+
+
+# ---- the summary run ----
+
+
+def test_the_summary_run_is_made_once_and_brought_up_to_date(empty):
+    store, experiment = empty
+    add_run(store, experiment, seed=0, accuracy=0.6, tags={"nlt.sweep": "s,other"})
+    first = log_summary(store, "s")
+    add_run(store, experiment, seed=1, accuracy=0.7, tags={"nlt.sweep": "s"})
+    assert log_summary(store, "s") == first
+    assert log_summary(store, "other") != first
+    run = store.client.get_run(first)
+    tags = run.data.tags
+    assert (run.info.status, tags["nlt.kind"], tags["nlt.sweep"]) == ("FINISHED", "summary", "s")
+    assert "| Standard, CE | 65.0 ± 7.1 (2) |" in tags["mlflow.note.content"]
+    names = {file.path for file in store.client.list_artifacts(first)}
+    assert names == {"report.html", "results.csv", "results.json", "figures", "images"}
+    images = [file.path for file in store.client.list_artifacts(first, "images")]
+    assert len(images) == 4  # two figures, each with its thumbnail: what was written twice is there once
+    assert any(name.startswith("images/summary~accuracy+step+1+") for name in images)
+    assert len(compare(store)[0].cells) == 1
+    with pytest.raises(BadInput, match="no finished run"):
+        log_summary(store, "none such")
+
+
+# ---- the command ----
+
+
+@pytest.mark.parametrize(
+    ("kind", "begins"),
+    [
+        ("md", "### made-up"),
+        ("csv", "experiment,label"),
+        ("json", "{\n"),
+        ("html", "<!doctype html>"),
+        ("table", "made-up"),
+    ],
+)
+def test_output_is_what_would_be_printed(filled, tmp_path, kind, begins):
+    args = ("compare", "made-up", "--format", kind, "--tracking-uri", filled.uri)
+    printed = nlt(*args)
+    assert printed.exit_code == 0, printed.output
+    assert printed.stdout.startswith(begins)
+    assert nlt(*args, "--output", tmp_path / "new" / "file").stdout == ""
+    assert (tmp_path / "new" / "file").read_text() == printed.stdout
+
+
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(filled, tmp_path):
+    old = tmp_path / "old.html"
+    old.write_text("as it was")
+    (tmp_path / "folder").mkdir()
+    bad = [
+        (("--sweep", "frist"), "--sweep 'frist': no finished run in the experiment 'made-up' is of it"),
+        (("--tag", "nlt.device=tpu"), "--tag 'nlt.device': no finished run in the experiment 'made-up' has it as 'tpu'; its values are 'cpu'."),
+        (("--tag", "nlt.devise=cpu"), "none has such a tag"),
+        (("--tag", "nlt.device"), "--tag nlt.device: write it as KEY=VALUE"),
+        (("--baseline", "base"), "--baseline 'base': there is no such run or method; use one of ['Standard, CE', "),
+        (("--format", "xml"), "--format"),
+        (("--output", tmp_path / "folder"), "folder cannot be written"),
+        (("--output", old / "x"), "x cannot be written"),
+        (("--figures", old), "cannot be written"),
+    ]  # fmt: skip
+    for args, message in bad:
+        done = nlt("compare", "made-up", "--output", old, *args, "--tracking-uri", filled.uri)
+        assert done.exit_code == 2, (args, done.output)
+        assert message in done.output, (args, done.output)
+        assert "Traceback" not in done.output
+        if "--figures" not in args:
+            assert old.read_text() == "as it was"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "old.html"]

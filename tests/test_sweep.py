@@ -1,0 +1,343 @@
+"""Many runs: what a launch has to do, runs side by side in processes, and what is shown of them."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPO, tiny
+
+from nlt.launcher import Unfinished, launch
+from nlt.spec import check, load_all
+from nlt.sweep import Failed, Finished, How, Job, Noted, Progressed, Started, plan, side_by_side
+from nlt.sweep.processes import device_of
+from nlt.terminal import Board, Ledger, Lines
+from nlt.tracking import Store, open_store
+
+STAGE = {"batch_size": 32, "schedule": {"name": "constant", "lr": 0.01}}
+QUICK = {"name": "standard", "training": {"epochs": 2, **STAGE}}
+LONG = {"name": "standard", "training": {"epochs": 400, **STAGE}}
+DIVERGES = {"name": "standard", "training": {"epochs": 2, **STAGE, "schedule": {"name": "constant", "lr": 1e30}}}
+WHERE = {"device": "cpu"}
+
+
+def spec(**changes: object):
+    return check(tiny(**({"method": QUICK} | changes)), "test")
+
+
+def write(folder: Path, **changes: object) -> str:
+    path = folder / f"{changes['name']}.json"
+    path.write_text(json.dumps(tiny(**({"method": QUICK} | changes))))
+    return str(path)
+
+
+def nlt(*args: str, cwd: Path, **more: object) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nlt.cli", *args],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+def runs(place: Path, experiment: str = "digits"):
+    store = open_store(f"sqlite:///{place / 'mlruns' / 'mlflow.db'}")
+    return store.client.search_runs([store.client.get_experiment_by_name(experiment).experiment_id])
+
+
+# ---- several values of a key ----
+
+
+def test_values_in_a_list_make_an_experiment_each_and_keys_their_product(tmp_path):
+    file = write(tmp_path, name="a")
+    found = load_all(file, ("noise.rate=0.1,0.3", "model.width=0.05,0.06", "about=one, two"))
+    assert [(s.noise.rate, s.model.width) for s in found[::2]] == [
+        (0.1, 0.05), (0.1, 0.06), (0.3, 0.05), (0.3, 0.06)
+    ]  # fmt: skip
+    assert [s.about for s in found[:2]] == ["one", "two"]
+    assert found[0].name == "a rate 0.1 width 0.05 about one"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ('noise={"name":"none"},{"name":"symmetric","rate":0.2}', ["none", "symmetric"]),
+        ("noise={\"name\":\"pair_flip\",\"rate\":0.1}", ["pair_flip"]),
+    ],
+)  # fmt: skip
+def test_a_comma_inside_json_parts_nothing(tmp_path, override, expected):
+    assert [s.noise.name for s in load_all(write(tmp_path, name="a"), (override,))] == expected
+
+
+def test_a_json_string_and_a_json_list_are_one_value(tmp_path):
+    step = ('method.training.schedule={"name":"step"}', "method.training.schedule.lrs=[0.1,0.01,0.001]")
+    (found,) = load_all(write(tmp_path, name="a"), (*step, 'about="one, two"'))
+    assert found.about == "one, two"
+    assert found.name == "a"
+    assert found.method.training.schedule.lrs == (0.1, 0.01, 0.001)
+
+
+# ---- what there is to do ----
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+def test_a_plan_runs_what_is_not_finished_and_adopts_what_is(store: Store, notes):
+    a, b = spec(name="a"), spec(name="b", noise={"name": "symmetric", "rate": 0.2})
+    first = plan(store, [a, b], (0, 1), None, False, notes.append)
+    assert [(job.spec.name, job.seed, job.unfinished) for job in first.jobs] == [
+        ("a", 0, None), ("a", 1, None), ("b", 0, None), ("b", 1, None)
+    ]  # fmt: skip
+    assert first.finished == []
+    done = launch(a, seed=1, store=store, sweep="earlier", **WHERE)
+    then = plan(store, [a, b], (0, 1), None, False, notes.append)
+    assert [(job.spec.name, job.seed) for job in then.jobs] == [("a", 0), ("b", 0), ("b", 1)]
+    assert [(run.name, run.seed, run.run_id) for run in then.finished] == [("a", 1, done.run_id)]
+    assert then.finished[0].metrics["final/test_accuracy_last"] == done.metrics["final/test_accuracy_last"]
+    assert then.sweep == first.sweep != plan(store, [a], (0,), None, False, notes.append).sweep
+    # It belongs to both sweeps now, and is adopted once only.
+    plan(store, [a, b], (0, 1), None, False, notes.append)
+    assert store.client.get_run(done.run_id).data.tags["nlt.sweep"] == f"earlier,{then.sweep}"
+    again = plan(store, [a, b], (0, 1), "mine", True, notes.append)
+    assert (len(again.jobs), again.finished, again.sweep) == (4, [], "mine")
+    assert notes == []
+
+
+def test_an_experiment_is_finished_in_its_own_mlflow_experiment_only(store: Store, notes):
+    launch(spec(name="a"), store=store, **WHERE)
+    elsewhere = spec(name="a", experiment="elsewhere")
+    assert len(plan(store, [elsewhere], (0,), None, False, notes.append).jobs) == 1
+
+
+def test_what_is_the_same_but_for_its_name_runs_once_and_is_said(store: Store, notes):
+    todo = plan(store, [spec(name="a"), spec(name="b", about="else")], (0, 0), None, False, notes.append)
+    assert [job.spec.name for job in todo.jobs] == ["a"]
+    assert notes == ["b, seed 0, is the same as a: it runs once."] * 2
+
+
+def test_gpus_are_taken_in_turn_unless_one_is_named():
+    assert [device_of("auto", slot, 2) for slot in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [device_of("cuda", 1, 4), device_of("cuda:3", 1, 4), device_of("cpu", 1, 4)] == ["cuda:1", "cuda:3", "cpu"]
+    assert [device_of("auto", 1, 1), device_of("auto", 1, 0), device_of(None, 1, 2)] == ["auto", "auto", None]
+
+
+# ---- side by side ----
+
+
+def test_runs_side_by_side_give_the_numbers_of_runs_alone_and_one_that_fails_stops_none(place):
+    files = [write(place, name="bad", method=DIVERGES), write(place, name="a")]
+    process = nlt("launch", *files, "--seed", "1", "--jobs", "2", "--device", "cpu", cwd=place)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert err.endswith("1 of 2 runs failed: bad, seed 1\n")
+    assert "(bad, seed 1) failed: in epoch 1 the loss of " in err
+    assert "finished a · seed 1" in out
+    assert "2/2 runs over · 1 failed" in out
+    found = {run.info.run_name: run for run in runs(place)}
+    assert {name: run.info.status for name, run in found.items()} == {"a": "FINISHED", "bad": "FAILED"}
+    assert len({run.data.tags["nlt.sweep"] for run in found.values()}) == 1
+    alone = launch(spec(name="a"), seed=1, tracking_uri=f"sqlite:///{place / 'alone' / 'mlflow.db'}", **WHERE)
+    for key in ("final/test_accuracy_last", "train/loss"):
+        assert found["a"].data.metrics[key] == (alone.metrics | alone.epochs[-1].metrics)[key]
+
+
+def wait_for_epochs(place: Path, count: int, folders: int, timeout: float = 120.0) -> list[Path]:
+    """Wait until so many runs have so many epochs in their journals."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        found = [
+            p for p in (place / "mlruns" / "runs").glob("*/journal.jsonl") if len(p.read_bytes().splitlines()) > count
+        ]
+        if len(found) >= folders:
+            return [path.parent for path in found]
+        time.sleep(0.1)
+    raise AssertionError("no progress")
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_reported_and_its_run_goes_on_when_the_launch_is_repeated(place):
+    long = write(place, name="long", method={"name": "standard", "training": {"epochs": 40, **STAGE}})
+    command = ("launch", long, "--seed", "0", "--seed", "1", "--jobs", "2", "--device", "cpu")
+    process = nlt(*command, cwd=place)
+    wait_for_epochs(place, 3, 2)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 1, err
+    assert "its process was killed by signal 9 (SIGKILL): out of memory, perhaps (lower --jobs)." in err
+    assert out.count("finished long") == 1
+    process = nlt(*command, cwd=place)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "goes on after" in out
+    found = runs(place)
+    assert [run.info.status for run in found] == ["FINISHED"] * 2
+    for run in found:
+        alone = launch(
+            load_all(long)[0],
+            seed=int(run.data.tags["nlt.seed"]),
+            tracking_uri=f"sqlite:///{place / 'alone' / 'm.db'}",
+            **WHERE,
+        )
+        assert run.data.metrics["final/test_accuracy_last"] == alone.metrics["final/test_accuracy_last"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_stops_all_runs_and_each_can_go_on(place, times):
+    command = ("launch", write(place, name="long", method=LONG), "--jobs", "2", "--device", "cpu", "--seed", "0", "--seed", "1", "--seed", "2")  # fmt: skip
+    process = nlt(*command, cwd=place)
+    wait_for_epochs(place, 2, 2)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "interrupted; 2 runs were stopped, 1 not begun: the same command goes on." in err
+    assert "Traceback" not in err
+    assert [run.info.status for run in runs(place)] == ["KILLED"] * 2
+    assert workers_of(process) == []
+    process = nlt("resume", "--jobs", "2", cwd=place)
+    wait_for_epochs(place, 4, 2)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert out.count("goes on after") == 2
+
+
+@pytest.mark.slow
+def test_runs_end_after_their_epoch_when_the_launching_process_is_killed(place):
+    process = nlt("launch", write(place, name="long", method=LONG), "--jobs", "1", "--device", "cpu", cwd=place)
+    wait_for_epochs(place, 2, 1)
+    (worker,) = workers_of(process)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()
+    assert [run.info.status for run in runs(place)] == ["KILLED"]
+
+
+def test_a_process_that_ends_by_itself_is_reported_with_its_last_words(monkeypatch, tmp_path):
+    """As when the network library of a GPU aborts: here Python is told to fail when it starts."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nprint('no such driver', file=sys.stderr)\nos._exit(7)\n"
+    )
+    told: list[tuple[int, object]] = []
+    how = How("cpu", tmp_path, "sqlite:///none", tmp_path)
+    side_by_side([Job(spec(), 0), Job(spec(), 1)], how, lambda *event: told.append(event), 1)
+    assert [index for index, _ in told] == [0, 1]
+    assert all(event == Failed("died", "its process ended with exit code 7.\nno such driver") for _, event in told)
+
+
+# ---- what is shown ----
+
+
+def epoch(step: int, accuracy: float = 0.5) -> Progressed:
+    metrics = {"test/accuracy": accuracy, "train/loss": 1.0, "train/accuracy": 0.4, "time/images_per_second": 1234.0}
+    return Progressed(step, 4, "training", step, metrics)
+
+
+FINAL = {"final/test_accuracy_last": 0.625, "final/test_accuracy_mean10": 0.61}
+
+
+def test_events_survive_the_way_between_processes():
+    for event in (
+        Started("id", "data", 0, 4),
+        epoch(1),
+        Noted("n"),
+        Finished("a", 0, "id", FINAL),
+        Failed("died", "x"),
+    ):
+        assert pickle.loads(pickle.dumps(event)) == event
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger([Job(spec(name="a"), 0), Job(spec(name="b"), 7)], [Finished("c", 1, "c" * 32, FINAL)])
+
+
+def test_off_a_terminal_the_board_prints_what_ends(ledger, capsys):
+    with Board(ledger) as show:
+        for index, event in [
+            (0, Started("a" * 32, "digits", 1, 4)), (1, Started("b" * 32, "digits", 0, 4)), (0, epoch(2)),
+            (0, Finished("a", 0, "a" * 32, FINAL)), (1, epoch(1, 0.25)), (1, Failed("died", "its process was killed.")),
+        ]:  # fmt: skip
+            ledger.take(index, event)
+            show(index, event)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:2] == [
+        "a · seed 0 goes on after 1 of 4 epochs", f"finished a · seed 0 · run {'a' * 32} · test 62.5%",
+    ]  # fmt: skip
+    assert "  1/2 runs over · " in out
+    assert err == "Error: b, seed 7: its process was killed.\n"
+    with pytest.raises(SystemExit) as stopped:
+        ledger.conclude()
+    assert stopped.value.code == 1
+    out, err = capsys.readouterr()
+    assert out.count("62.5%") == 2  # the earlier one stands in the table too
+    assert err == "1 of 2 runs failed: b, seed 7\n"
+
+
+def test_on_a_terminal_the_board_is_a_table_that_is_redrawn(ledger, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    board = Board(ledger)
+    with board as show:
+        show(0, Started("a" * 32, "digits", 0, 4))
+        show(0, epoch(2))
+    out = capsys.readouterr().out
+    for text in ("test accuracy", "2/4", "training", "50.0%", "1,234", "0/2 runs over"):
+        assert text in out
+
+
+def test_a_job_that_goes_on_has_less_left(store):
+    unfinished = Unfinished(Path("x"), "x", spec(), 0, 1, 2)
+    assert Board(Ledger([Job(spec(), 0, unfinished), Job(spec(), 1)], []))._steps == 3
+
+
+def test_lines_count_what_is_left_from_where_a_run_goes_on(ledger, capsys):
+    with Lines(ledger.jobs) as show:
+        show(1, Started("b" * 32, "digits: 100 images", 2, 4))
+        show(1, epoch(3))
+    first, second, third, line = capsys.readouterr().out.splitlines()
+    assert (first, second, third) == (f"b · seed 7 · run {'b' * 32}", "  digits: 100 images", "  goes on after 2 of 4 epochs")  # fmt: skip
+    assert line.startswith("  3/4 training")
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("--gpus-per-run", "0.5"), "--gpus-per-run goes with --ray"),
+        (("--ray", "local", "--jobs", "2"), "--jobs and --ray"),
+        (("--sweep", "a,b"), "--sweep 'a,b': use up to 100 letters"),
+        (("--jobs", "0"), "0 is not in the range"),
+    ],
+)
+def test_options_that_do_not_go_together(place, args, sentence, monkeypatch):
+    from click.testing import CliRunner
+
+    from nlt.cli import main
+
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(main, ["launch", write(place, name="a"), *args])
+    assert done.exit_code == 2
+    assert sentence in done.output
+    assert "Traceback" not in done.output
