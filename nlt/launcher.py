@@ -26,7 +26,7 @@ from nlt.run import Epoch, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment, check
 from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, git_commit, open_store, opened, start_run
-from nlt.train import Diverged, find_device, find_precision
+from nlt.train import Diverged, find_compile, find_device, find_precision
 
 FULL_DISK_PATIENCE_S = 3.0
 
@@ -344,6 +344,7 @@ def _track(
                     on_epoch=tell,
                     after_epoch=after_epoch,
                     augmentation=spec.augmentation,
+                    compiled=find_compile(spec.compile, facts.device, spec.optimizer_steps(len(facts.train)))[0],
                     resume=saved[1] if saved else None,
                     steps=prepared.steps,
                 )

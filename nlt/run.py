@@ -86,6 +86,7 @@ class Run:
         on_epoch: Callable[[Epoch], None],
         after_epoch: Callable[[int, Callable[[], State]], None] = lambda step, state: None,
         augmentation: CropFlipCutout | None = None,
+        compiled: bool = False,
         resume: State | None = None,
         steps: int,
     ):
@@ -100,7 +101,7 @@ class Run:
         """The state to go on from, until the stage that it belongs to begins."""
         self._train = Split(train, device)
         self._held_out = {name: Split(s, device) for name, s in (("val", val), ("test", test)) if s is not None}
-        self._model, self._optimizer, self._precision = model, optimizer, precision
+        self._model, self._optimizer, self._precision, self._compiled = model, optimizer, precision, compiled
         self._evaluate_before, self._on_epoch, self._steps = evaluate_before, on_epoch, steps
         self._after_epoch, self._augmentation = after_epoch, augmentation
         self._stages: set[str] = set()
@@ -114,7 +115,7 @@ class Run:
         """Return a learner with freshly drawn weights of the experiment's model, registered under `name`."""
         _, H, W, C = self._train.images_NHWC.shape
         network = self._model.build(C, H, W, self.K)
-        self.learners[name] = Learner(network, self._optimizer, self.device, self._precision)
+        self.learners[name] = Learner(network, self._optimizer, self.device, self._precision, self._compiled)
         return self.learners[name]
 
     def buffer(self, name: str, tensor: Tensor) -> Tensor:

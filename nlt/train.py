@@ -9,7 +9,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,6 +24,11 @@ from nlt.optim import SGD, Schedule, Step
 from nlt.settings import BadInput, Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["auto", "on", "off"]
+COMPILE_S = 30.0  # CNN9 for one batch size, on two CPU cores
+# What it then gains at each step. On a CPU it loses 10 to 15 % (docs/performance.md). On a GPU not measured yet: the
+# 300 or so launches of a step of CNN9, some 5 us each, that a CUDA graph replaces by one.
+COMPILE_GAIN_S = {"cpu": 0.0, "cuda": 0.0015}
 # Images at a time where no gradient is kept; changes no result beyond rounding. On a CPU what fits into its caches:
 # CNN9 at a quarter of the width evaluates 1.5 times as many images per second as at 500.
 EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}
@@ -82,6 +87,22 @@ def find_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf
     return "bf16" if native else "fp32"
 
 
+def find_compile(wanted: Compile, device: torch.device, steps: dict[int, int]) -> tuple[bool, str]:
+    """Decide whether to compile the network, and say why.
+
+    Args:
+        wanted: what the spec says; `auto` compiles where that pays for itself within the run.
+        device: where.
+        steps: batch size -> optimizer steps of the run; each size is compiled by itself.
+    """
+    if wanted != "auto":
+        return wanted == "on", f"{wanted}, as the spec says"
+    gain_s, cost_s = COMPILE_GAIN_S[device.type] * sum(steps.values()), COMPILE_S * len(steps)
+    decision = gain_s > cost_s
+    why = f"{sum(steps.values()):,} steps gain about {gain_s:,.0f} s on {device.type}, compiling takes {cost_s:,.0f} s"
+    return decision, f"{'on' if decision else 'off'}: {why}"
+
+
 def _hold_memory() -> None:
     """Keep what a step frees for the next step, in huge pages, instead of handing it back to the system.
 
@@ -101,13 +122,26 @@ _hold_memory()
 class Learner:
     """A network, its optimizer, and the learning rate in force, on one device at one precision."""
 
-    def __init__(self, network: nn.Module, optimizer: SGD, device: torch.device, precision: Literal["fp32", "bf16"]):
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: SGD,
+        device: torch.device,
+        precision: Literal["fp32", "bf16"],
+        compiled: bool = False,
+    ):
         # Channels-last: 1.2 to 1.8 times the images per second of the default format for CNN9 on CPUs and GPUs.
         self.network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr = 0.0
         self.train_accuracy = torch.zeros((), device=device)  # share of the last epoch's samples that met their label
         self._settings = optimizer
         self._autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+        # Dropout draws what it draws without compilation. On a GPU forward and backward are a CUDA graph each.
+        options: dict[str, str | int | bool | Callable[..., object]] = {
+            "fallback_random": True,
+            "triton.cudagraphs": device.type == "cuda",
+        }
+        self._compiled = torch.compile(self.network, dynamic=False, options=options) if compiled else None
         self.new_optimizer()
 
     def new_optimizer(self) -> None:
@@ -134,10 +168,15 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr = state["lr"]
 
-    def logits(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits_BK."""
+    def logits(self, images_BCHW: Tensor, size: int | None = None) -> Tensor:
+        """Return logits_BK.
+
+        Batches of just `size` images, as all but the last of a stage are, take the compiled network if there is one:
+        for others it would have to be compiled again.
+        """
+        network = self.network if self._compiled is None or len(images_BCHW) != size else self._compiled
         with self._autocast:
-            logits_BK: Tensor = self.network(images_BCHW)
+            logits_BK: Tensor = network(images_BCHW)
         return logits_BK
 
 
@@ -198,7 +237,7 @@ def train_epoch(net: Learner, batches: Batches, loss: Loss) -> Tensor:
     losses_N = torch.full_like(batches.labels_N, torch.nan, dtype=torch.float32)
     hits = torch.zeros_like(net.train_accuracy)
     for rows_B, images_BCHW, labels_B in batches:
-        logits_BK = net.logits(images_BCHW)
+        logits_BK = net.logits(images_BCHW, batches.size)
         losses_B = loss(logits_BK, labels_B)
         net.optimizer.zero_grad(set_to_none=True)
         losses_B.mean().backward()
