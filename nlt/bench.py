@@ -70,6 +70,8 @@ class Size:
     rounds: int
     matrix: int
     """Rows of the square matrices whose product is the device's rate."""
+    compiled: bool = False
+    """Whether nlt and the bound compile the network."""
 
 
 @dataclass
@@ -151,7 +153,7 @@ def bench(device: str, size: Size, told: Callable[[str], None] = lambda sentence
     named = torch.cuda.get_device_name(on) if on.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     precision = find_precision("auto", on)
     about = {"device": str(on), "device_name": named, "precision": precision, "torch": torch.__version__}
-    result = Bench(about | {"images": size.images, "rounds": size.rounds})
+    result = Bench(about | {"compiled": size.compiled, "images": size.images, "rounds": size.rounds})
     for width in size.widths:
         with tempfile.TemporaryDirectory() as folder:
             for n, _ in enumerate(_rounds(width, on, size, result, Path(folder)), start=1):
@@ -175,14 +177,14 @@ def _rounds(width: float, device: torch.device, size: Size, result: Bench, folde
     tracker, writer = Tracker(store, run_folder, facts), Writer(run_folder.path)
     run = Run(
         train=train, val=None, test=test, K=K, model=spec.model, optimizer=SGD(), seed=0, device=device,
-        precision=precision, evaluate_before=False, on_epoch=tracker.log_epoch, steps=0,
+        precision=precision, compiled=size.compiled, evaluate_before=False, on_epoch=tracker.log_epoch, steps=0,
         after_epoch=lambda step, state: writer.save(step, state()),
     )  # fmt: skip
     net, scores_N = run.learner("net"), run.buffer("scores_N", torch.zeros(run.N))
     run.learner("start")  # as O2U has it: a checkpoint holds two networks
-    bound = Learner(CNN9(width=width).build(3, SIDE, SIDE, K), SGD(), device, precision)
+    bound = Learner(CNN9(width=width).build(3, SIDE, SIDE, K), SGD(), device, precision, size.compiled)
     bound.set_lr(LR)
-    result.flops[width] = _flops(bound)
+    result.flops[width] = _flops(Learner(CNN9(width=width).build(3, SIDE, SIDE, K), SGD(), device, precision))
     generator, B = torch.Generator().manual_seed(0), EVALUATION_BATCH[device.type]
     images_NHWC, labels_N = test.images_NCHW.permute(0, 2, 3, 1).contiguous().to(device), test.labels_N.to(device)
     with writer:
@@ -243,33 +245,34 @@ def _timed(device: torch.device, call: Callable[[], object]) -> float:
     return _now(device) - began
 
 
-def _resident(net: Learner, B: int) -> tuple[Tensor, Tensor]:
+def resident(net: Learner, B: int) -> tuple[Tensor, Tensor]:
     """Return (images_BCHW, labels_B) where the network is, as batches come to it."""
     samples, device = _samples(B), net.train_accuracy.device
     return to_float(samples.images_NCHW.permute(0, 2, 3, 1).contiguous().to(device)), samples.labels_N.to(device)
 
 
-def _step(net: Learner, images_BCHW: Tensor, labels_B: Tensor) -> None:
+def step(net: Learner, images_BCHW: Tensor, labels_B: Tensor) -> None:
+    """Take one optimizer step: forward, backward, update."""
     net.optimizer.zero_grad(set_to_none=True)
-    CE()(net.logits(images_BCHW), labels_B).mean().backward()
+    CE()(net.logits(images_BCHW, len(images_BCHW)), labels_B).mean().backward()
     net.optimizer.step()
 
 
 def _bound(net: Learner, B: int, images: int) -> float:
     """Return seconds per image of forward, backward and optimizer step on one batch that is there."""
     net.network.train()
-    batch, device, steps = _resident(net, B), net.train_accuracy.device, max(1, images // B)
-    _step(net, *batch)  # warms up, while what nlt left to its threads is finished
+    batch, device, steps = resident(net, B), net.train_accuracy.device, max(1, images // B)
+    step(net, *batch)  # warms up, while what nlt left to its threads is finished
     began = _now(device)
     for _ in range(steps):
-        _step(net, *batch)
+        step(net, *batch)
     return (_now(device) - began) / (B * steps)
 
 
 def _forward_bound(net: Learner, B: int) -> float:
     """Return seconds per image of an evaluation's arithmetic."""
     net.network.eval()
-    images_BCHW, _ = _resident(net, B)
+    images_BCHW, _ = resident(net, B)
     with torch.no_grad():
         net.logits(images_BCHW)
         return _timed(net.train_accuracy.device, lambda: [net.logits(images_BCHW) for _ in range(4)]) / (4 * B)
@@ -277,10 +280,10 @@ def _forward_bound(net: Learner, B: int) -> float:
 
 def _flops(net: Learner) -> int:
     """Return the counted floating-point operations of a training step per image: convolutions and matrix products."""
-    batch = _resident(net, 2)
+    batch = resident(net, 2)
     net.network.train()
     with FlopCounterMode(display=False) as counter:
-        _step(net, *batch)
+        step(net, *batch)
     return int(counter.get_total_flops()) // 2
 
 
