@@ -8,11 +8,14 @@ import hashlib
 import io
 import os
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 State = dict[str, Any]
 """Tensors, numbers, text, and lists and dicts of these."""
@@ -34,6 +37,63 @@ def save(folder: Path, step: int, state: State) -> None:
     write_whole(path, _MAGIC + hashlib.sha256(payload.getbuffer()).hexdigest().encode() + b"\n", payload.getbuffer())
     for _, old in _found(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
+
+
+class Writer:
+    """Writes checkpoints beside training, one at a time; as a context it waits at the end for the one under way."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def save(self, step: int, state: State) -> None:
+        """Copy the state, and begin to write it as `save` does; training may go on and change it.
+
+        Raises:
+            OSError: as `wait`.
+        """
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(step, _copy(state)), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when what was begun is on the disk.
+
+        Raises:
+            OSError: it could not be written; the ones before are untouched.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except OSError:
+            if kind is None:
+                raise  # otherwise what ended the run says more than that its last checkpoint is missing
+
+    def _write(self, step: int, state: State) -> None:
+        try:
+            save(self._folder, step, state)
+        except Exception as error:  # it belongs to the thread that trains
+            self._error = error
+
+
+def _copy(value: Any) -> Any:
+    """Return the same with tensors of its own, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(part) for key, part in value.items()}
+    return [_copy(part) for part in value] if isinstance(value, list) else value
 
 
 def latest(folder: Path, warn: Callable[[str], None] = lambda sentence: None) -> tuple[int, State] | None:

@@ -483,5 +483,43 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
         raise SystemExit(2)
 
 
+@main.command()
+@device_option
+@click.option(
+    "widths", "--width", type=click.FloatRange(0, 8, min_open=True), multiple=True, help="Of cnn9; 0.25 and 1."
+)
+@click.option("--images", type=click.IntRange(32), default=None, help="In an epoch; 5,120 on a CPU, 20,000 on a GPU.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of which medians are taken.")
+@click.option(
+    "--compile", "compiled", type=click.Choice(["on", "off"]), default="off", show_default=True, help="torch.compile."
+)
+@click.option("--smoke", is_flag=True, help="Only see that it runs: tiny, its numbers mean nothing.")
+@_friendly
+def bench(device: str, widths: tuple[float, ...], images: int | None, rounds: int, compiled: str, smoke: bool) -> None:
+    """Measure whole epochs beside the network's bare arithmetic and a conventional loop; print a table and JSON.
+
+    Minutes to a quarter of an hour on a CPU. Nothing else should run meanwhile.
+
+    \b
+    nlt bench
+    nlt bench --device cuda --width 1
+    nlt bench --smoke
+    """
+    import json
+
+    from nlt.bench import Size
+    from nlt.bench import bench as measure
+    from nlt.train import find_device
+
+    gpu = find_device(device).type == "cuda"
+    epoch, sampled, matrix = (20_000, 4_096, 8_192) if gpu else (5_120, 512, 2_048)
+    size = Size(widths or (0.25, 1.0), images or epoch, sampled, rounds, matrix, compiled == "on")
+    if smoke:
+        size = Size((0.03,), 160, 32, 1, 64)
+    measured = measure(device, size, lambda note: click.echo(note, err=True))
+    console().print(measured.table())
+    click.echo(json.dumps(measured.json()))
+
+
 if __name__ == "__main__":
     main(prog_name="nlt")

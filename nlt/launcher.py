@@ -26,7 +26,7 @@ from nlt.run import Epoch, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment, check
 from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, git_commit, open_store, opened, start_run
-from nlt.train import Diverged, find_device, find_precision
+from nlt.train import Diverged, find_compile, find_device, find_precision
 
 FULL_DISK_PATIENCE_S = 3.0
 
@@ -280,6 +280,8 @@ def prepare(
     empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
     fewest = number_kept(len(train), spec.method.model_dump().get("forget_rate", 0.0))
     _, C, H, W = train.images_NCHW.shape
+    if spec.augmentation is not None:
+        spec.augmentation.check(H, W)
     with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
         network = spec.model.build(C, H, W, K)
         network.eval()(torch.empty(2, C, H, W))
@@ -308,15 +310,18 @@ def _track(
 ) -> Result:
     facts = prepared.facts
     with stop_signals() as stop, _determinism(spec.deterministic):
-        tracker = Tracker(store, folder, facts)
+        tracker, writer = Tracker(store, folder, facts), checkpoint.Writer(folder.path)
 
         def tell(epoch: Epoch) -> None:
+            writer.wait()  # written beside this epoch; a run that is killed repeats no more than if it had waited then
             tracker.log_epoch(epoch)
             on_epoch(epoch)
 
         def after_epoch(step: int, state: Callable[[], State]) -> None:
             if step % spec.checkpoint_every == 0 or step == prepared.steps or stop.asked:
-                checkpoint.save(folder.path, step, state())
+                writer.save(step, state())
+            if step == prepared.steps or stop.asked:
+                writer.wait()
             if stop.asked and step < prepared.steps:
                 raise KeyboardInterrupt
 
@@ -338,10 +343,13 @@ def _track(
                     evaluate_before=spec.evaluate == "before",
                     on_epoch=tell,
                     after_epoch=after_epoch,
+                    augmentation=spec.augmentation,
+                    compiled=find_compile(spec.compile, facts.device, spec.optimizer_steps(len(facts.train)))[0],
                     resume=saved[1] if saved else None,
                     steps=prepared.steps,
                 )
-                spec.method.train(run)
+                with writer:
+                    spec.method.train(run)
                 if run.step != prepared.steps:  # a checkpoint of a stage that the method no longer has
                     raise RuntimeError(f"the method ran {run.step} of {prepared.steps} epochs")
                 final = tracker.finish(run, folder.facts["log_model"])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlt.augment import CropFlipCutout
 from nlt.checkpoint import State
 from nlt.data import Samples
 from nlt.detect import auc, mask_quality
@@ -84,6 +85,8 @@ class Run:
         evaluate_before: bool,
         on_epoch: Callable[[Epoch], None],
         after_epoch: Callable[[int, Callable[[], State]], None] = lambda step, state: None,
+        augmentation: CropFlipCutout | None = None,
+        compiled: bool = False,
         resume: State | None = None,
         steps: int,
     ):
@@ -98,12 +101,12 @@ class Run:
         """The state to go on from, until the stage that it belongs to begins."""
         self._train = Split(train, device)
         self._held_out = {name: Split(s, device) for name, s in (("val", val), ("test", test)) if s is not None}
-        self._model, self._optimizer, self._precision = model, optimizer, precision
+        self._model, self._optimizer, self._precision, self._compiled = model, optimizer, precision, compiled
         self._evaluate_before, self._on_epoch, self._steps = evaluate_before, on_epoch, steps
-        self._after_epoch = after_epoch
+        self._after_epoch, self._augmentation = after_epoch, augmentation
         self._stages: set[str] = set()
         # Initial weights and dropout draw from torch's global generators (nn.Module offers no other), the order of
-        # the samples from one of its own, on the CPU, so that it is the same on every device.
+        # the samples, and what augmentation draws, from one of its own, on the CPU: the same on every device.
         global_seed, order_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64).tolist()
         torch.manual_seed(global_seed)
         self._order = torch.Generator().manual_seed(order_seed)
@@ -112,7 +115,7 @@ class Run:
         """Return a learner with freshly drawn weights of the experiment's model, registered under `name`."""
         _, H, W, C = self._train.images_NHWC.shape
         network = self._model.build(C, H, W, self.K)
-        self.learners[name] = Learner(network, self._optimizer, self.device, self._precision)
+        self.learners[name] = Learner(network, self._optimizer, self.device, self._precision, self._compiled)
         return self.learners[name]
 
     def buffer(self, name: str, tensor: Tensor) -> Tensor:
@@ -125,7 +128,8 @@ class Run:
         rows_M = torch.randperm(self.N, generator=self._order).to(self.device)
         if keep_N is not None:
             rows_M = rows_M[keep_N[rows_M]]
-        return Batches(self._train.images_NHWC, self._train.labels_N, rows_M, size)
+        batches = Batches(self._train.images_NHWC, self._train.labels_N, rows_M, size)
+        return batches if self._augmentation is None else batches.augmented(self._augmentation, self._order)
 
     def epochs(self, stage: str, epochs: int, net: Learner) -> Iterator[int]:
         """Yield t = 1 .. epochs; `net` is the learner whose accuracy is reported. The body must call `report` once.

@@ -4,12 +4,14 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from nlt.augment import CropFlipCutout
 from nlt.data import Data
 from nlt.methods.o2u import O2U
 from nlt.methods.standard import Standard
@@ -17,13 +19,13 @@ from nlt.models import CNN9, Model
 from nlt.noise import Noise, NoNoise
 from nlt.optim import SGD
 from nlt.settings import BadInput, Settings, brief
-from nlt.train import Precision, Stage
+from nlt.train import Compile, Precision, Stage
 
 Method = Annotated[Standard | O2U, Field(discriminator="name")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.
-DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile", "published", "checkpoint_every"}
+DESCRIPTIVE = {"schema_", "name", "about", "experiment", "profile", "published", "checkpoint_every", "compile"}
 MAX_BYTES = 1_000_000  # the shipped files have 2,000
 MAX_NESTING = 50  # losses nest in losses; pydantic and json stop at depths that depend on the machine
 
@@ -58,6 +60,8 @@ class Experiment(Settings):
     """The data set."""
     noise: Noise = NoNoise()
     """How the training labels are corrupted, once, before training."""
+    augmentation: CropFlipCutout | None = None
+    """What is done to training images at random; by default nothing, as in the paper's code."""
     model: Model = CNN9()
     """The network."""
     optimizer: SGD = SGD()
@@ -66,6 +70,9 @@ class Experiment(Settings):
     """How the network is trained."""
     precision: Precision = "auto"
     """`bf16` (autocast), `fp32`, or `auto`: bf16 where the device has it in hardware."""
+    compile: Compile = "auto"
+    """Whether to compile the network (`torch.compile`, with CUDA graphs): `on`, `off`, or `auto`: where the run has so
+    many steps that it pays. Changes numbers no more than rounding does."""
     deterministic: bool = False
     """On a GPU: only kernels that give the same numbers each time, slower; a CPU does so anyway."""
     checkpoint_every: int = Field(1, ge=1, le=100_000)
@@ -81,6 +88,13 @@ class Experiment(Settings):
         """Return the epochs of all stages together."""
         return sum(stage.epochs for stage in self.stages().values())
 
+    def optimizer_steps(self, N: int) -> dict[int, int]:
+        """Return batch size -> optimizer steps of all stages, at most, with N training samples."""
+        steps: dict[int, int] = {}
+        for stage in self.stages().values():
+            steps[stage.batch_size] = steps.get(stage.batch_size, 0) + stage.epochs * math.ceil(N / stage.batch_size)
+        return steps
+
     def resolved(self) -> dict[str, Any]:
         """Return the whole spec, defaults filled in, as JSON-ready data; loading it gives the same Experiment."""
         return self.model_dump(mode="json", by_alias=True, exclude={"schema_"})
@@ -88,6 +102,8 @@ class Experiment(Settings):
     def sha256(self) -> str:
         """Return a hash of all that decides the numbers: everything but the descriptive fields."""
         data = self.model_dump(mode="json", exclude=DESCRIPTIVE)
+        if data["augmentation"] is None:  # specs from before there was any keep their hash
+            del data["augmentation"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

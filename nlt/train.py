@@ -5,22 +5,33 @@ training device (rows of `images_NHWC`) and turn into float batches in [0, 1] th
 the device: no `.item()`, no `if tensor`.
 """
 
+import ctypes
+import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from nlt.augment import CropFlipCutout
 from nlt.checkpoint import State
 from nlt.losses import CE, Loss
 from nlt.optim import SGD, Schedule, Step
 from nlt.settings import BadInput, Settings
 
 Precision = Literal["auto", "fp32", "bf16"]
-EVALUATION_BATCH = 500  # images at a time where no gradient is kept; changes no result beyond rounding
+Compile = Literal["auto", "on", "off"]
+COMPILE_S = 30.0  # CNN9 for one batch size, on two CPU cores
+# What it then gains at each step. On a CPU it loses 10 to 15 % (docs/performance.md). On a GPU not measured yet: the
+# 300 or so launches of a step of CNN9, some 5 us each, that a CUDA graph replaces by one.
+COMPILE_GAIN_S = {"cpu": 0.0, "cuda": 0.0015}
+# Images at a time where no gradient is kept; changes no result beyond rounding. On a CPU what fits into its caches:
+# CNN9 at a quarter of the width evaluates 1.5 times as many images per second as at 500.
+EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}
 
 
 class Stage(Settings):
@@ -76,16 +87,61 @@ def find_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf
     return "bf16" if native else "fp32"
 
 
+def find_compile(wanted: Compile, device: torch.device, steps: dict[int, int]) -> tuple[bool, str]:
+    """Decide whether to compile the network, and say why.
+
+    Args:
+        wanted: what the spec says; `auto` compiles where that pays for itself within the run.
+        device: where.
+        steps: batch size -> optimizer steps of the run; each size is compiled by itself.
+    """
+    if wanted != "auto":
+        return wanted == "on", f"{wanted}, as the spec says"
+    gain_s, cost_s = COMPILE_GAIN_S[device.type] * sum(steps.values()), COMPILE_S * len(steps)
+    decision = gain_s > cost_s
+    why = f"{sum(steps.values()):,} steps gain about {gain_s:,.0f} s on {device.type}, compiling takes {cost_s:,.0f} s"
+    return decision, f"{'on' if decision else 'off'}: {why}"
+
+
+def _hold_memory() -> None:
+    """Keep what a step frees for the next step, in huge pages, instead of handing it back to the system.
+
+    CNN9 asks for the same tensors at every step, and glibc gives those of megabytes back at once: 4,000 page faults a
+    step, 5 to 12 % of a CPU's time (docs/performance.md). The process keeps what its largest step needs.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch when it first allocates
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc's; musl has none
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+_hold_memory()
+
+
 class Learner:
     """A network, its optimizer, and the learning rate in force, on one device at one precision."""
 
-    def __init__(self, network: nn.Module, optimizer: SGD, device: torch.device, precision: Literal["fp32", "bf16"]):
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: SGD,
+        device: torch.device,
+        precision: Literal["fp32", "bf16"],
+        compiled: bool = False,
+    ):
         # Channels-last: 1.2 to 1.8 times the images per second of the default format for CNN9 on CPUs and GPUs.
         self.network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.lr = 0.0
         self.train_accuracy = torch.zeros((), device=device)  # share of the last epoch's samples that met their label
         self._settings = optimizer
         self._autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+        # Dropout draws what it draws without compilation. On a GPU forward and backward are a CUDA graph each.
+        options: dict[str, str | int | bool | Callable[..., object]] = {
+            "fallback_random": True,
+            "triton.cudagraphs": device.type == "cuda",
+        }
+        self._compiled = torch.compile(self.network, dynamic=False, options=options) if compiled else None
         self.new_optimizer()
 
     def new_optimizer(self) -> None:
@@ -112,10 +168,15 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr = state["lr"]
 
-    def logits(self, images_BCHW: Tensor) -> Tensor:
-        """Return logits_BK."""
+    def logits(self, images_BCHW: Tensor, size: int | None = None) -> Tensor:
+        """Return logits_BK.
+
+        Batches of just `size` images, as all but the last of a stage are, take the compiled network if there is one:
+        for others it would have to be compiled again.
+        """
+        network = self.network if self._compiled is None or len(images_BCHW) != size else self._compiled
         with self._autocast:
-            logits_BK: Tensor = self.network(images_BCHW)
+            logits_BK: Tensor = network(images_BCHW)
         return logits_BK
 
 
@@ -131,6 +192,15 @@ class Batches:
     """Which samples, in which order: int64, on the training device."""
     size: int
     """Samples in a batch."""
+    augmentation: CropFlipCutout | None = None
+    draws_M5: Tensor | None = None
+    """What `augmentation` drew for these samples, on the training device."""
+
+    def augmented(self, augmentation: CropFlipCutout, generator: torch.Generator) -> "Batches":
+        """Return the same batches, each image changed at random."""
+        _, H, W, _ = self.images_NHWC.shape
+        draws_M5 = augmentation.draw(len(self.rows_M), H, W, generator).to(self.rows_M.device)
+        return replace(self, augmentation=augmentation, draws_M5=draws_M5)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield (rows_B, images_BCHW, labels_B)."""
@@ -138,8 +208,15 @@ class Batches:
         if len(parts) > 1 and len(parts[-1]) == 1:
             # Batch norm cannot take a single sample where the last feature map is 1 x 1: it joins the batch before.
             parts[-2:] = [torch.cat(parts[-2:])]
+        begin = 0
         for rows_B in parts:
-            yield rows_B, to_float(self.images_NHWC[rows_B]), self.labels_N[rows_B]
+            if self.augmentation is None or self.draws_M5 is None:
+                images_BHWC = self.images_NHWC[rows_B]
+            else:
+                draws_B5 = self.draws_M5[begin : begin + len(rows_B)]
+                images_BHWC = self.augmentation.take(self.images_NHWC, rows_B, draws_B5)
+            begin += len(rows_B)
+            yield rows_B, to_float(images_BHWC), self.labels_N[rows_B]
 
 
 def to_float(images_BHWC: Tensor) -> Tensor:
@@ -160,7 +237,7 @@ def train_epoch(net: Learner, batches: Batches, loss: Loss) -> Tensor:
     losses_N = torch.full_like(batches.labels_N, torch.nan, dtype=torch.float32)
     hits = torch.zeros_like(net.train_accuracy)
     for rows_B, images_BCHW, labels_B in batches:
-        logits_BK = net.logits(images_BCHW)
+        logits_BK = net.logits(images_BCHW, batches.size)
         losses_B = loss(logits_BK, labels_B)
         net.optimizer.zero_grad(set_to_none=True)
         losses_B.mean().backward()
@@ -180,8 +257,7 @@ def evaluate(net: Learner, images_NHWC: Tensor, labels_N: Tensor) -> float:
     """Return the share of samples whose most probable class is their label, in [0, 1]."""
     net.network.eval()
     hits = torch.zeros((), dtype=torch.int64, device=labels_N.device)
-    for images_BHWC, labels_B in zip(
-        images_NHWC.split(EVALUATION_BATCH), labels_N.split(EVALUATION_BATCH), strict=True
-    ):
+    B = EVALUATION_BATCH[labels_N.device.type]
+    for images_BHWC, labels_B in zip(images_NHWC.split(B), labels_N.split(B), strict=True):
         hits += (net.logits(to_float(images_BHWC)).argmax(1) == labels_B).sum()
     return int(hits) / len(labels_N)

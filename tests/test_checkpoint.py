@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import threading
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nlt import checkpoint
-from nlt.checkpoint import latest, save, write_whole
+from nlt.checkpoint import Writer, latest, save, write_whole
 
 
 def state(value: float):
@@ -100,3 +101,47 @@ def test_a_write_that_fails_leaves_the_old_content_and_no_litter(tmp_path, monke
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_is_written_beside_training_is_the_state_of_that_moment(tmp_path, monkeypatch):
+    may_write = threading.Event()
+
+    def slow(*args):
+        may_write.wait(timeout=30)
+        save(*args)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    network = torch.nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
+    before = network.weight.detach().clone()
+    with Writer(tmp_path) as writer:
+        writer.save(1, {"network": network.state_dict(), "list": [before, 2]})
+        assert latest(tmp_path) is None  # training goes on meanwhile
+        with torch.no_grad():
+            network.weight.zero_()
+        may_write.set()
+    step, back = latest(tmp_path)
+    assert step == 1
+    assert torch.equal(back["network"]["weight"], before)
+    assert back["network"]["weight"].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(back["list"][0], before) and back["list"][1] == 2
+
+
+def test_a_failure_of_the_writer_is_raised_once_and_the_next_checkpoint_is_written(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    writer = Writer(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        writer.save(1, state(1))
+        with pytest.raises(OSError, match="No space"):
+            writer.save(2, state(2))
+        writer.save(2, state(2))
+        with pytest.raises(OSError, match="No space"), writer:
+            pass
+        writer.save(3, state(3))
+        with pytest.raises(ValueError, match="says more"), writer:
+            raise ValueError("says more")
+    writer.save(4, state(4))
+    writer.wait()
+    assert latest(tmp_path)[0] == 4

@@ -31,7 +31,7 @@ def watch(network: nn.Module, images_BCHW: Tensor) -> dict[str, tuple[Tensor, Te
     """Return what went into and came out of each inner module in one forward pass."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     hooks = [
-        module.register_forward_hook(lambda _, ins, out, name=name: seen.update({name: (ins[0], out)}))
+        module.register_forward_hook(lambda _, ins, out, name=name: seen.update({name: (ins[0], out.clone())}))
         for name, module in network.named_modules()
         if name
     ]

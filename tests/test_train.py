@@ -9,9 +9,20 @@ from conftest import Net, make_learner, samples
 
 from nlt.losses import CE, MAE
 from nlt.models import CNN9
+from nlt.optim import SGD
 from nlt.run import Split
 from nlt.settings import BadInput
-from nlt.train import Batches, Diverged, evaluate, find_device, find_precision, to_float, train_epoch
+from nlt.train import (
+    Batches,
+    Diverged,
+    Learner,
+    evaluate,
+    find_compile,
+    find_device,
+    find_precision,
+    to_float,
+    train_epoch,
+)
 
 CPU = torch.device("cpu")
 
@@ -196,3 +207,53 @@ def test_no_wait_for_the_device_inside_an_epoch():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(caught) == 1
+
+
+def test_compilation_pays_only_where_it_is_a_gain_and_there_are_many_steps():
+    assert find_compile("auto", CPU, {128: 10**9})[0] is False
+    gpu = torch.device("cuda")
+    few, many = find_compile("auto", gpu, {128: 15_700}), find_compile("auto", gpu, {128: 12_560, 16: 50_000})
+    assert few == (False, "off: 15,700 steps gain about 24 s on cuda, compiling takes 30 s")
+    assert many == (True, "on: 62,560 steps gain about 94 s on cuda, compiling takes 60 s")
+    assert find_compile("on", CPU, {128: 1})[0] is True
+    assert find_compile("off", gpu, {16: 10**9})[0] is False
+
+
+def test_only_whole_training_batches_take_the_compiled_network(monkeypatch):
+    sizes = []
+
+    def compiled(network, **settings):
+        assert settings["options"]["fallback_random"] is True
+        assert settings["options"]["triton.cudagraphs"] is False  # on a CPU
+
+        def forward(images_BCHW):
+            sizes.append(len(images_BCHW))
+            return network(images_BCHW)
+
+        return forward
+
+    batches = epoch_of(N=40, size=16)
+    torch.manual_seed(0)
+    network = Net(4, 4)
+    plain = make_learner(copy.deepcopy(network))
+    monkeypatch.setattr(torch, "compile", compiled)
+    net = Learner(network, SGD(), CPU, "fp32", compiled=True)
+    for learner in (plain, net):
+        learner.set_lr(0.1)
+    assert torch.equal(train_epoch(net, batches, CE()), train_epoch(plain, batches, CE()))
+    evaluate(net, batches.images_NHWC, batches.labels_N)
+    assert sizes == [16, 16]
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_as_the_plain_one():
+    """20 steps with dropout and batch norm, through the compiler itself: a minute."""
+    batches = epoch_of(N=160, size=8, side=8)
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        net = Learner(CNN9(width=0.05).build(1, 8, 8, 4), SGD(), CPU, "fp32", compiled=compiled)
+        net.set_lr(0.01)
+        torch.manual_seed(1)
+        losses.append(train_epoch(net, batches, CE()))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)

@@ -37,7 +37,7 @@ from nlt.spec import Experiment
 from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
 from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, refused, shown
-from nlt.train import Learner
+from nlt.train import Learner, find_compile
 
 GRID_IMAGES = 60  # most suspicious samples shown in detections.png
 AWAY_S, AWAY_PAUSE_S = 600.0, 15.0  # how long a sweep waits for a server before its next run
@@ -133,6 +133,7 @@ def start_run(
         "nlt.spec_sha256": spec.sha256(),
         "nlt.git_commit": git_commit(),
         "nlt.device": str(facts.device),
+        "nlt.compile": find_compile(spec.compile, facts.device, spec.optimizer_steps(len(facts.train)))[1],
         "nlt.threads": str(torch.get_num_threads()),  # on it depend a CPU's last digits
         "nlt.version": version("nlt"),
         **({} if spec.published is None else {"nlt.published": spec.published.model_dump_json(exclude_none=True)}),
