@@ -26,9 +26,9 @@ from nlt.settings import BadInput, Settings
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
 COMPILE_S = 30.0  # CNN9 for one batch size, on two CPU cores
-# What it then gains at each step. On a CPU it loses 10 to 15 % (docs/performance.md). On a GPU not measured yet: the
-# 300 or so launches of a step of CNN9, some 5 us each, that a CUDA graph replaces by one.
-COMPILE_GAIN_S = {"cpu": 0.0, "cuda": 0.0015}
+# What it then gains at each step. On a CPU it loses 10 to 15 % (docs/performance.md). On a GPU it was not measured, so
+# `auto` leaves it off; docs/gpu_bench.sh measures it. The launches of a step of CNN9, some 300 of 5 us, make 0.0015.
+COMPILE_GAIN_S = {"cpu": 0.0, "cuda": 0.0}
 # Images at a time where no gradient is kept; changes no result beyond rounding. On a CPU what fits into its caches:
 # CNN9 at a quarter of the width evaluates 1.5 times as many images per second as at 500.
 EVALUATION_BATCH = {"cpu": 125, "cuda": 1000}

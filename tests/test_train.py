@@ -13,6 +13,7 @@ from nlt.optim import SGD
 from nlt.run import Split
 from nlt.settings import BadInput
 from nlt.train import (
+    COMPILE_GAIN_S,
     Batches,
     Diverged,
     Learner,
@@ -209,9 +210,11 @@ def test_no_wait_for_the_device_inside_an_epoch():
     assert len(caught) == 1
 
 
-def test_compilation_pays_only_where_it_is_a_gain_and_there_are_many_steps():
+def test_compilation_pays_only_where_it_is_a_gain_and_there_are_many_steps(monkeypatch):
     assert find_compile("auto", CPU, {128: 10**9})[0] is False
     gpu = torch.device("cuda")
+    assert find_compile("auto", gpu, {128: 10**9})[0] is False  # until it has been measured there
+    monkeypatch.setitem(COMPILE_GAIN_S, "cuda", 0.0015)
     few, many = find_compile("auto", gpu, {128: 15_700}), find_compile("auto", gpu, {128: 12_560, 16: 50_000})
     assert few == (False, "off: 15,700 steps gain about 24 s on cuda, compiling takes 30 s")
     assert many == (True, "on: 62,560 steps gain about 94 s on cuda, compiling takes 60 s")
