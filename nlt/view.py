@@ -12,7 +12,6 @@ from typing import Any
 
 KEY = "nlt"
 TAG = f"mlflow.sharedViewState.{KEY}"
-MANY = 100  # runs whose images a chart looks for: the summary run has no accuracy and stands at the end of the list
 
 
 def link(base: str, experiment_id: str) -> str:
@@ -36,7 +35,7 @@ def description(experiment: str) -> str:
 def comparison_view() -> str:
     """Return the value of the tag."""
     sections = [  # uuid, title, charts in a row, their height in pixels
-        ("summary", "Summary of the sweep", 2, 420),
+        ("summary", "Summary of the sweep", 2, 620),
         ("accuracy", "Accuracy", 2, 340),
         ("noise", "Wrong labels found", 2, 340),
         ("losses", "Per-sample losses, by epoch", 1, 640),
@@ -44,7 +43,7 @@ def comparison_view() -> str:
     histogram = "train/loss_histogram"
     figures = ("summary/accuracy", "summary/remaining_noise", "summary/detection", "summary/losses")
     charts = [
-        *(_images("summary", key, step=1, runsCountToCompare=MANY) for key in figures),
+        *(_images("summary", key, step=1) for key in figures),
         _line("accuracy", "test/accuracy"),
         _line("accuracy", "train/accuracy"),
         _chart("BAR", "accuracy", "final/test_accuracy_last", metricKey="final/test_accuracy_last"),
@@ -57,7 +56,8 @@ def comparison_view() -> str:
     ]
     state = {
         "searchFilter": "",
-        "orderByKey": "metrics.`final/test_accuracy_last`",
+        # Summary runs first, then the latest: image charts take the first ten of the list, whatever they have.
+        "orderByKey": "tags.`nlt.kind`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",

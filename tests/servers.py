@@ -45,14 +45,20 @@ class MlflowServer:
         folder.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+    def command(self) -> list[str]:
+        command = ["server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self.backend]
-        command += ["--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        return [*command, "--serve-artifacts", "--artifacts-destination", str(self.folder / "artifacts")]
+
+    def environment(self) -> dict[str, str]:
+        return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", *self.command()]
+        environment = os.environ | self.environment()
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, cwd=self.folder, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
             )
         deadline = time.monotonic() + START_SECONDS
         while True:
@@ -84,21 +90,28 @@ POSTGRES = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(p
 
 
 class Postgres:
-    """A PostgreSQL cluster of its own, with PostgreSQL's own settings for what survives a crash."""
+    """A PostgreSQL cluster of its own, with PostgreSQL's own settings for what survives a crash.
 
-    def __init__(self) -> None:
+    Its superuser comes in without a password unless one is given.
+    """
+
+    def __init__(self, user: str = "nlt", password: str = "") -> None:
         self.port = free_port()
         # Neither in pytest's folder, which only its owner may enter, nor deep: a socket's path has 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="nlt-pg-", dir="/tmp"))
         self._as: list[str] = []
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             try:
-                user = pwd.getpwnam("postgres")
+                owner = pwd.getpwnam("postgres")
             except KeyError:
-                user = pwd.getpwnam("nobody")
-            os.chown(self.folder, user.pw_uid, user.pw_gid)
-            self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        self._run("initdb", "-A", "trust", "-U", "nlt", "-E", "UTF8", "--locale=C", "-D", str(self.folder / "data"))
+                owner = pwd.getpwnam("nobody")
+            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
+            self._as = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
+        auth = ["-A", "trust"]
+        if password:
+            (self.folder / "password").write_text(password)
+            auth = ["-A", "scram-sha-256", "--pwfile", str(self.folder / "password")]
+        self._run("initdb", *auth, "-U", user, "-E", "UTF8", "--locale=C", "-D", str(self.folder / "data"))
 
     @property
     def uri(self) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from nlt.report.plots import axis_tops, drawings, lines, pdf, png
 from nlt.report.statistics import paired_difference, summary
 from nlt.report.summary import log_summary
 from nlt.settings import BadInput
-from nlt.tracking import Store, open_store
+from nlt.tracking import Store, experiment_id, open_store
 
 NAN = float("nan")
 PUBLISHED = {"source": "Doe <b>2023</b>, Table 1", "test_accuracy": 0.796}
@@ -331,11 +332,19 @@ def test_lines_differ_in_colour_dashes_or_marker():
     assert len(set(style.values())) == 100
 
 
-def test_figures_of_two_noises(filled, tmp_path):
-    done = nlt("compare", "--figures", tmp_path / "new" / "figures", "--tracking-uri", filled.uri)
-    assert done.exit_code == 0, done.output
+@pytest.fixture(scope="module")
+def written(filled, tmp_path_factory) -> Path:
+    """A folder with report.html and figures/."""
+    folder = tmp_path_factory.mktemp("written") / "new"
+    args = ("--format", "html", "--output", folder / "report.html", "--figures", folder / "figures")
+    done = nlt("compare", *args, "--tracking-uri", filled.uri)
+    assert (done.exit_code, done.output) == (0, "")
+    return folder
+
+
+def test_figures_of_two_noises(written):
     names = ["accuracy", "detection", "losses_symmetric_0.2", "losses_symmetric_0.6", "remaining"]
-    files = sorted((tmp_path / "new" / "figures").iterdir())
+    files = sorted((written / "figures").iterdir())
     assert [f.name for f in files] == [f"{name}.{kind}" for name in names for kind in ("pdf", "png")]
     assert all(f.read_bytes().startswith(b"%PDF" if f.suffix == ".pdf" else b"\x89PNG") for f in files)
 
@@ -390,10 +399,9 @@ class References(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def read_page(filled) -> References:
-    [comparison] = compare(filled)
+def read_page(written) -> References:
     parser = References()
-    parser.feed(page([(comparison, drawings(comparison, panels(filled, comparison.cells)))]))
+    parser.feed((written / "report.html").read_text())
     return parser
 
 
@@ -452,18 +460,21 @@ def test_the_summary_run_is_made_once_and_brought_up_to_date(empty):
         log_summary(store, "none such")
 
 
+def test_a_description_is_the_users_to_edit(store):
+    key = "mlflow.note.content"
+    made = experiment_id(store, "photos")
+    assert 'nlt compare "photos"' in store.client.get_experiment(made).tags[key]
+    store.client.set_experiment_tag(made, key, "mine")
+    assert experiment_id(store, "photos") == made
+    assert store.client.get_experiment(made).tags[key] == "mine"
+
+
 # ---- the command ----
 
 
 @pytest.mark.parametrize(
     ("kind", "begins"),
-    [
-        ("md", "### made-up"),
-        ("csv", "experiment,label"),
-        ("json", "{\n"),
-        ("html", "<!doctype html>"),
-        ("table", "made-up"),
-    ],
+    [("md", "### made-up"), ("csv", "experiment,label"), ("json", "{\n"), ("table", "made-up")],
 )
 def test_output_is_what_would_be_printed(filled, tmp_path, kind, begins):
     args = ("compare", "made-up", "--format", kind, "--tracking-uri", filled.uri)

@@ -33,11 +33,11 @@ PRECISION = Metric("final/noise_precision", "noise_precision", "noise precision"
 METRICS = (
     ACCURACY,
     Metric("final/test_accuracy_mean10", "test_accuracy_mean10", "mean of last 10"),
-    Metric("final/test_accuracy_at_best_val", "test_accuracy_at_best_val", "at best validation"),
+    Metric("final/test_accuracy_at_best_val", "test_accuracy_at_best_val", "at best val."),
     PRECISION,
     Metric("final/noise_recall", "noise_recall", "noise recall"),
     Metric("final/noise_remaining", "noise_remaining", "remaining noise"),
-    Metric("final/train_seconds", "train_seconds", "training time", seconds=True),
+    Metric("final/train_seconds", "train_seconds", "time", seconds=True),
 )
 
 

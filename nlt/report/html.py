@@ -123,11 +123,12 @@ def _same_n(cells: Sequence[Cell]) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
-def _number(cell: Cell | None, metric: Metric, with_n: bool) -> str:
+def _number(cell: Cell | None, metric: Metric, n: int | None) -> str:
+    """Return a number, followed by its seeds where they are not the `n` that the caption names."""
     found = None if cell is None else cell.summary(metric)
     if found is None:
         return ""
-    return show_mean(found, metric) + (f" ({found.n})" if with_n else "")
+    return show_mean(found, metric) + (f" ({found.n})" if found.n != n else "")
 
 
 def _first_table(comparison: Comparison, counter: _Counter) -> str:
@@ -162,7 +163,7 @@ def _first_table(comparison: Comparison, counter: _Counter) -> str:
                     value = cell.published.of(metric) if cell and cell.published else None
                     row.append(f'<td class="theirs">{"" if value is None else f"{100 * value:.1f}"}</td>')
                     continue
-                text = escape(_number(cell, metric, n is None))
+                text = escape(_number(cell, metric, n))
                 bold = metric is ACCURACY and cell is not None and cell is best[noise]
                 row.append(f"<td>{f'<b>{text}</b>' if bold else text}</td>")
         rows.append(f"<tr>{''.join(row)}</tr>")
@@ -207,11 +208,11 @@ def _second_table(comparison: Comparison, counter: _Counter) -> str:
             if cell is comparison.baselines.get(noise):
                 difference = "baseline"
             numbers = [", ".join(map(str, cell.runs)), *([difference] if differs else [])]
-            numbers += [_number(cell, metric, False) for metric in metrics]
+            numbers += [_number(cell, metric, len(cell.runs)) for metric in metrics]
             shown = "".join(f"<td>{escape(text)}</td>" for text in numbers)
             rows.append(f'<tr><td class="text">{escape(cell.label)}</td>{shown}</tr>')
-    spread = "means" if n == 1 else "means ± sample standard deviation"
-    says = f"All else that was measured, {spread}. {differences_caption(comparison)}"
+    spread = "one seed" if n == 1 else "means ± sample standard deviation"
+    says = f"All else that was measured, {spread}. Time is that of training alone. {differences_caption(comparison)}"
     head = "".join(f'<th class="wrap">{escape(name)}</th>' for name in names)
     return _table(
         f"{counter.next('Table')} {escape(says)}", f'<tr><th class="text">method</th>{head}</tr>', "\n".join(rows)

@@ -42,7 +42,6 @@ STYLE: dict[Any, Any] = {
     "legend.handlelength": 3.2,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
-    "hatch.linewidth": 0.5,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "path",  # looks the same without the font
     "svg.hashsalt": "nlt",  # the same figure gives the same bytes
@@ -214,9 +213,10 @@ def _losses(panel: Panel, step: int) -> Drawing:
             edges = np.linspace(0, top, BINS + 1)
             inside = np.nextafter(top, 0)  # what lies beyond is counted in the last bin
             right = {"facecolor": RIGHT, "alpha": 0.85, "label": "truly right labels"}
-            hatched = {"facecolor": WRONG + "66", "edgecolor": "#8a5a00", "lw": 0.9, "hatch": "/////"}
+            # No hatching: browsers print it opaque, and the bars behind would be gone.
+            outlined = {"facecolor": WRONG + "66", "edgecolor": "#8a5a00", "lw": 0.9}
             ax.hist(clean.clip(0, inside), edges, histtype="stepfilled", **right)
-            ax.hist(wrong.clip(0, inside), edges, histtype="stepfilled", label="truly wrong labels", **hatched)
+            ax.hist(wrong.clip(0, inside), edges, histtype="stepfilled", label="truly wrong labels", **outlined)
             ax.set_title(f"epoch {epoch}", fontsize=7.5, pad=3)
             ax.grid(False)
             ax.set_xlim(0, top)

@@ -46,11 +46,12 @@ def log_summary(store: Store, sweep: str) -> str:
             "results.json": as_json([comparison]).encode(),
         } | {f"figures/{drawing.name}.png": content for drawing, content in drawn}
         pictures = {(drawing.key, drawing.step): _pixels(content) for drawing, content in drawn}
-        note = markdown([comparison])
-        if len(note) > LONGEST_TAG:
-            note = "The tables are too long for a description: see report.html among the artifacts."
+        runs = sum(len(cell.runs) for cell in comparison.cells)
+        note = f"Summary of the sweep {sweep}, {runs} runs; report.html among the artifacts has the figures too.\n\n"
+        if len(note) + len(tables := markdown([comparison])) <= LONGEST_TAG:
+            note += tables
         run_id = write_summary(store, comparison.experiment_id, sweep, note, files, pictures)
-        written[run_id] = sum(len(cell.runs) for cell in comparison.cells)
+        written[run_id] = runs
     return max(written, key=lambda run_id: written[run_id])
 
 

@@ -1,25 +1,29 @@
 """Runs side by side on this machine, each in a process of its own."""
 
+import multiprocessing
 import os
 import pickle
 import queue
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 
 import torch
 
 from nlt.launcher import stop_signals
-from nlt.sweep.job import Event, Failed, Finished, How, Job, Tell
+from nlt.sweep.job import Event, Failed, Finished, How, Job, Tell, run_job
 
 LONGEST_STOP_S = 60.0  # after a second Ctrl-C; then processes are killed
 TAIL = 4000  # characters of a dead process's last words
+# Processes are forked from one that has done the imports, which take seconds, and nothing else: neither threads nor a
+# GPU in use would survive a fork.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["nlt.sweep.processes"])
 
 
 def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
@@ -32,7 +36,8 @@ def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
     waiting = deque(enumerate(jobs))
     running: dict[int, _Worker] = {}
     events: queue.SimpleQueue[tuple[int, Event | None]] = queue.SimpleQueue()
-    threads = max(1, len(os.sched_getaffinity(0)) // min(at_once, max(1, len(jobs))))
+    cores = len(os.sched_getaffinity(0)) // min(at_once, len(jobs) or 1)
+    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else max(1, cores)
     told = 0  # how many of the user's requests to stop have been handed on
     deadline = float("inf")
     with stop_signals() as stop:
@@ -42,11 +47,11 @@ def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
                     index, job = waiting.popleft()
                     slot = min(set(range(at_once)) - {worker.slot for worker in running.values()})
                     on = device_of(how.device, slot, torch.cuda.device_count())
-                    running[index] = _Worker(index, slot, job, how, on, threads, events)
+                    running[index] = _Worker(index, slot, job, replace(how, device=on), threads, events)
                 if stop.asked and not told:
                     told = 1
                     for worker in running.values():
-                        worker.ask_to_stop()
+                        worker.process.terminate()
                 with suppress(queue.Empty):
                     index, event = events.get(timeout=0.2)
                     if event is None:
@@ -60,7 +65,7 @@ def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
             except KeyboardInterrupt:  # the second
                 told, deadline = 2, min(deadline, time.monotonic() + LONGEST_STOP_S)
                 for worker in running.values():
-                    worker.ask_to_stop()
+                    worker.process.terminate()
 
 
 def device_of(device: str | None, slot: int, gpus: int) -> str | None:
@@ -69,7 +74,7 @@ def device_of(device: str | None, slot: int, gpus: int) -> str | None:
 
 
 class _Worker:
-    """A process that runs one job and tells of it on its standard output."""
+    """A process that runs one job and tells of it."""
 
     def __init__(
         self,
@@ -77,60 +82,59 @@ class _Worker:
         slot: int,
         job: Job,
         how: How,
-        device: str | None,
         threads: int,
         events: "queue.SimpleQueue[tuple[int, Event | None]]",
     ):
         self.slot = slot
         self._index, self._events, self._ended = index, events, False
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # closed in last_words
-        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-        # A session of its own: a terminal's Ctrl-C reaches this process, which hands it on.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "nlt.sweep.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment,
-            start_new_session=True,
-        )
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):
-            pickle.dump((job, replace(how, device=device)), self.process.stdin)
-            self.process.stdin.flush()  # and left open: its end tells the process that this one is gone
+        self._output = tempfile.NamedTemporaryFile()  # noqa: SIM115  # closed in last_words
+        self._told, telling = _CONTEXT.Pipe(duplex=False)
+        self.process = _CONTEXT.Process(target=_work, args=(job, how, threads, telling, self._output.name))
+        self.process.start()
+        telling.close()  # so that the pipe ends with the process
         threading.Thread(target=self._listen, name=f"nlt job {index}", daemon=True).start()
 
     def _listen(self) -> None:
-        assert self.process.stdout is not None
-        with suppress(EOFError, pickle.UnpicklingError):
+        with suppress(EOFError, OSError, pickle.UnpicklingError):
             while True:
-                event = pickle.load(self.process.stdout)
+                event = self._told.recv()
                 self._ended = isinstance(event, Finished | Failed)
                 self._events.put((self._index, event))
-        self.process.wait()
+        self.process.join()
         self._events.put((self._index, None))
-
-    def ask_to_stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
 
     def last_words(self, stopping: bool) -> Failed | None:
         """Return what became of a job whose process is gone without a last event; None if there was one."""
-        for pipe in (self.process.stdin, self.process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
-        self._stderr.seek(0)
-        text = self._stderr.read().decode(errors="replace").strip()
-        self._stderr.close()
+        self._told.close()
+        text = self._output.read().decode(errors="replace").strip()
+        self._output.close()
+        code = self.process.exitcode or 0
         if self._ended:
             return None
-        code = self.process.returncode
         if stopping and code < 0:
             return Failed("interrupted", "interrupted before the run began")
-        how = (
-            f"was killed by signal {-code} ({signal.Signals(-code).name})"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = ": out of memory, perhaps (lower --jobs)" if code == -signal.SIGKILL else ""
         return Failed("died", f"its process {how}{hint}." + (f"\n{text[-TAIL:]}" if text and code > 0 else ""))
+
+
+def _work(job: Job, how: How, threads: int, telling: Connection, output: str) -> None:
+    """Be such a process."""
+    os.setsid()  # a terminal's Ctrl-C reaches the launching process, which hands it on
+    for stream in (1, 2):  # what libraries print would tear the display
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        assert parent is not None
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)  # it is gone: stop after this epoch
+
+    threading.Thread(target=watch, name="nlt parent", daemon=True).start()
+
+    def tell(event: Event) -> None:
+        with suppress(OSError):  # nobody listens any more
+            telling.send(event)
+
+    run_job(job, how, tell)

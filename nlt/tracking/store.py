@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sqlite3
+import ssl
 import urllib.error
 import urllib.request
 from contextlib import AbstractContextManager, nullcontext
@@ -110,6 +111,8 @@ def open_store(uri: str | None = None) -> Store:
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # database drivers raise what they like, and their texts may hold the password
+        if isinstance(error, MlflowException) and (refusal := refused(uri, error)):
+            raise refusal from None
         raise BadInput(f"tracking URI {shown(uri)}: cannot be used ({type(error).__name__}).") from None
     return Store(uri, client, None, Path("mlruns").absolute() / "runs")
 
@@ -144,6 +147,41 @@ def finished_runs(store: Store, experiment_id: str, spec_sha256: str | None = No
         token = page.token
         if not token:
             return found
+
+
+def refused(uri: str, error: MlflowException, experiment: str | None = None) -> BadInput | None:
+    """Return what to do about a server that is not trusted, knows no such user (401) or lets them do too little (403).
+
+    Args:
+        uri: of the server.
+        error: what MLflow raised.
+        experiment: the name of the one that was to be written, if one was.
+    """
+    server = f"the MLflow server {shown(uri)}"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return BadInput(
+            f"{server} has a certificate that is not trusted: name the file of its authority's in "
+            "MLFLOW_TRACKING_SERVER_CERT_PATH."
+        )
+    status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    if status == 401:
+        return BadInput(
+            f"{server} does not accept this user and password: set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD to those its administrator gave you."
+        )
+    if status != 403:
+        return None
+    if "Invalid Host header" in str(error):
+        return BadInput(
+            f"{server} does not answer to that host name: its administrator has to name it in `mlflow server "
+            "--allowed-hosts` (NLT_HOST in docker/.env)."
+        )
+    if experiment is None:
+        return BadInput(f"{server} does not let you read it: ask its administrator for the permission READ.")
+    return BadInput(
+        f"{server} does not let you add runs to the experiment {experiment!r}: ask its owner or the administrator for "
+        "the permission EDIT, or name another experiment in the spec's `experiment`."
+    )
 
 
 def _open_sqlite(uri: str) -> Store:
@@ -194,7 +232,10 @@ def _store_lock(folder: Path) -> Path:
 def _probe(uri: str) -> None:
     try:
         # urllib would take user name and password for a part of the host's name and look it up; /health needs neither.
-        with urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=PROBE_SECONDS):
+        # Whom to trust is MLflow's to say, by its own environment variables, when it sends the password.
+        address, trusting = f"{without_credentials(uri).rstrip('/')}/health", ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        with urllib.request.urlopen(address, timeout=PROBE_SECONDS, context=trusting):
             pass
     except urllib.error.HTTPError as error:
         if error.code >= 500:
@@ -233,13 +274,21 @@ def experiment_id(store: Store, name: str) -> str:
             if found is None:
                 raise
         else:
-            store.client.set_experiment_tag(created, "mlflow.note.content", description(name))
-            store.client.set_experiment_tag(created, TAG, comparison_view())
+            _set_experiment_tag(store, created, "mlflow.note.content", description(name))
+            _set_experiment_tag(store, created, TAG, comparison_view())
             return created
     if found.lifecycle_stage != "active":
         raise BadInput(
             f"the MLflow experiment {name!r} is deleted: restore it, or name another in the spec's `experiment`."
         )
     if found.tags.get(TAG) != comparison_view():  # the view of an older version of nlt
-        store.client.set_experiment_tag(found.experiment_id, TAG, comparison_view())
+        _set_experiment_tag(store, found.experiment_id, TAG, comparison_view())
     return str(found.experiment_id)
+
+
+def _set_experiment_tag(store: Store, experiment: str, key: str, value: str) -> None:
+    try:
+        store.client.set_experiment_tag(experiment, key, value)
+    except MlflowException:  # of two processes that set it at once, a database refuses one
+        if store.client.get_experiment(experiment).tags.get(key) != value:
+            raise

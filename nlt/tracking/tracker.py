@@ -36,7 +36,7 @@ from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
-from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, shown
+from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, refused, shown
 from nlt.train import Learner, find_compile
 
 GRID_IMAGES = 60  # most suspicious samples shown in detections.png
@@ -162,13 +162,16 @@ def start_run(
         },
     }
     deadline = time.monotonic() + (0.0 if warn is None else AWAY_S)
+    name = spec.experiment or spec.data.name
     with store.starting():
         while True:
             try:
-                experiment = experiment_id(store, spec.experiment or spec.data.name)
+                experiment = experiment_id(store, name)
                 run_id = _create_run(store, experiment, spec.name, tags)
                 break
             except MlflowException as error:
+                if refusal := refused(store.uri, error, name):
+                    raise refusal from None
                 sentence = f"the MLflow store {shown(store.uri)} does not take a new run ({type(error).__name__})"
                 if warn is None or store.artifacts is not None or time.monotonic() > deadline:
                     raise BadInput(f"{sentence}: look at its log, or at the disk it is on.") from None
