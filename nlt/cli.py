@@ -142,7 +142,23 @@ def launch(
         run_all(
             ledger, lambda tell: run_on_ray(todo.jobs, how, tell, store, address, gpus_per_run, warn), Board(ledger)
         )
+    if len(ledger.finished) > 1 and not ledger.interrupted:
+        _sum_up(store, todo.sweep)
     ledger.conclude()
+
+
+def _sum_up(store: "Store", sweep: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from nlt.report.summary import log_summary
+
+    try:
+        run_id = log_summary(store, sweep)
+    except (BadInput, MlflowException, OSError) as error:  # the runs themselves are safe
+        reason = str(error).strip().partition("\n")[0]
+        warn(f"the sweep {sweep} has no summary ({type(error).__name__}: {reason}): the same command writes it.")
+    else:
+        click.echo(f"sweep {sweep}: tables and figures in run {run_id}, report.html among its artifacts")
 
 
 def _run(ledger: Ledger, how: "How", store: "Store", at_once: int | None) -> None:

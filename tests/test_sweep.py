@@ -352,3 +352,19 @@ def test_options_that_do_not_go_together(place, args, sentence, monkeypatch):
     assert done.exit_code == 2
     assert sentence in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_launch_of_several_runs_ends_with_their_summary_and_one_of_a_single_run_does_not(place, monkeypatch):
+    from click.testing import CliRunner
+
+    from nlt.cli import main
+
+    monkeypatch.chdir(place)
+    command = ["launch", write(place, name="a"), "--device", "cpu", "--sweep", "mine"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert len(runs(place)) == 1
+    done = CliRunner().invoke(main, [*command, "--seed", "0", "--seed", "1"])
+    assert done.exit_code == 0, done.output
+    (summary,) = [run for run in runs(place) if run.data.tags.get("nlt.kind") == "summary"]
+    assert f"sweep mine: tables and figures in run {summary.info.run_id}" in done.output
+    assert summary.data.tags["nlt.sweep"] == "mine"

@@ -11,7 +11,7 @@ from nlt.report.curves import panels
 from nlt.report.html import page
 from nlt.report.plots import Drawing, drawings, png
 from nlt.report.text import as_csv, as_json, markdown
-from nlt.tracking import LONGEST_TAG, Store, write_summary
+from nlt.tracking import LONGEST_TAG, Store, experiment_id, write_summary
 
 
 def figures_of(store: Store, comparison: Comparison) -> list[Drawing]:
@@ -50,6 +50,7 @@ def log_summary(store: Store, sweep: str) -> str:
         note = f"Summary of the sweep {sweep}, {runs} runs; report.html among the artifacts has the figures too.\n\n"
         if len(note) + len(tables := markdown([comparison])) <= LONGEST_TAG:
             note += tables
+        experiment_id(store, comparison.experiment)  # its view may be that of an older version, without a summary
         run_id = write_summary(store, comparison.experiment_id, sweep, note, files, pictures)
         written[run_id] = runs
     return max(written, key=lambda run_id: written[run_id])
