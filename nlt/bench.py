@@ -64,9 +64,9 @@ class Size:
     widths: tuple[float, ...]
     """Of cnn9."""
     images: int
-    """In an epoch of nlt; a fifth as many are evaluated after it, as in CIFAR-4."""
+    """In an epoch of nlt; a fifth as many are evaluated after it, as in CIFAR-4, and a quarter make the bound."""
     sampled: int
-    """Images of the bound and of the conventional loop in each round."""
+    """Images of the conventional loop in each round."""
     rounds: int
     matrix: int
     """Rows of the square matrices whose product is the device's rate."""
@@ -192,7 +192,7 @@ def _rounds(width: float, device: torch.device, size: Size, result: Bench, folde
             result.matrix_rate.append(_matrix_rate(size.matrix, device, precision))
             for kind in KINDS:
                 batch = kind.stage.batch_size
-                bound_s = _bound(bound, batch, size.sampled)
+                bound_s = _bound(bound, batch, size.images // 4)
                 result.rates[width, "compute bound", batch].append(1 / bound_s)
                 seconds = 0.0
                 # Twice, of which the second counts: beside it is written what the first left to be written.

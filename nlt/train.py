@@ -6,7 +6,6 @@ the device: no `.item()`, no `if tensor`.
 """
 
 import ctypes
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -104,12 +103,12 @@ def find_compile(wanted: Compile, device: torch.device, steps: dict[int, int]) -
 
 
 def _hold_memory() -> None:
-    """Keep what a step frees for the next step, in huge pages, instead of handing it back to the system.
+    """Keep what a step frees for the next step instead of handing it back to the system.
 
-    CNN9 asks for the same tensors at every step, and glibc gives those of megabytes back at once: 4,000 page faults a
-    step, 5 to 12 % of a CPU's time (docs/performance.md). The process keeps what its largest step needs.
+    CNN9 asks for the same tensors at every step, and glibc gives those of megabytes back at once, to fetch them again
+    page by page: on two cores that takes 6 to 11 % of a step (docs/performance.md). The process keeps what its largest
+    step needs.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch when it first allocates
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc's; musl has none
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most it takes
