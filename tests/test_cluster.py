@@ -134,12 +134,13 @@ def test_a_cluster_elsewhere_trains_on_data_that_it_does_not_have(tmp_path, clus
     assert "finished mine · seed 0" in out
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path):
-    process = nlt(tmp_path, "launch", *specs(tmp_path, {"base": METHODS["base"]}), "--ray", "127.0.0.1:1")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, address):
+    process = nlt(tmp_path, "launch", *specs(tmp_path, {"base": METHODS["base"]}), "--ray", address)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 2, out + err
     assert err.count("Error: ") == 1
-    assert "--ray 127.0.0.1:1: no Ray cluster can be reached there" in err
+    assert f"--ray '{address}': no Ray cluster can be reached there" in err
     assert "Traceback" not in err
     assert folders(tmp_path) == []
 

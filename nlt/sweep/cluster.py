@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -21,13 +22,14 @@ from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
 from nlt.data import Dataset
 from nlt.launcher import Unfinished, stop_signals, unfinished_runs
-from nlt.settings import BadInput
+from nlt.settings import BadInput, brief
 from nlt.sweep.job import Event, Failed, Finished, How, Job, Noted, Started, Tell, run_job
 from nlt.sweep.plan import finished_before
 from nlt.tracking import Store, folders, reopen_store, sync
 
 RETRIES = 3  # of a run whose node or process died
 POLL_S = 0.5
+CONNECT_S = 10.0
 LET_GO_S = 60.0  # how long a process may outlive its node
 
 
@@ -64,20 +66,27 @@ def on_ray(
     ours = {job.unfinished.run_id for job in jobs if job.unfinished}
     others = frozenset(run.run_id for run in unfinished_runs(store) if run.run_id not in ours)
     others |= {found.run_id for job in jobs if (found := finished_before(store, job))}
-    try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise BadInput(
-            f"--ray {address}: no Ray cluster can be reached there ({reason}): start one with `ray start --head`, or "
-            "use --ray local."
-        ) from None
+    _connect(address)
     try:
         _check_room(address, gpus_per_run, warn)
         placed = {key: ray.put(dataset) for key, dataset in datasets.items()}
         _run_all(jobs, how, tell, store, placed, gpus_per_run, others)
     finally:
         ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    try:
+        host, colon, port = address.removeprefix("ray://").rpartition(":")
+        if colon:  # Ray itself would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise BadInput(
+            f"--ray {brief(address)}: no Ray cluster can be reached there ({reason}): start one with `ray start "
+            "--head`, or use --ray local."
+        ) from None
 
 
 def _key(job: Job) -> str:
