@@ -209,7 +209,7 @@ def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(kil
     run = store.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert "nlt.stopped" not in run.data.tags
-    code, text = killer("launch", "long.json", "--device", "cpu", cwd=place)
+    code, text = killer("launch", "long.json", "--device", "cpu", "--rerun", cwd=place)
     assert code == 0, text
     experiment = store.client.get_experiment_by_name("digits").experiment_id
     again = next(r.info.run_id for r in store.client.search_runs([experiment]) if r.info.run_id != run_id)

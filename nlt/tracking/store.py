@@ -36,6 +36,7 @@ from nlt.view import TAG, comparison_view, description
 
 PAGE = 1000  # runs asked for at a time
 PROBE_SECONDS = 5.0  # an unreachable server is noticed by MLflow itself only after minutes of retries
+KIND_TAG = "nlt.kind"  # of runs that have trained nothing: summary
 SWEEP_TAG = "nlt.sweep"  # names of the sweeps that a run belongs to, joined by commas
 FOLDER_TAG = "nlt.folder"  # of runs in the embedded store: where their folders are
 SQLITE_BUSY_SECONDS = 60.0  # how long to wait while other runs write
@@ -143,7 +144,7 @@ def finished_runs(store: Store, experiment_id: str, spec_sha256: str | None = No
         page = store.client.search_runs(
             [experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=PAGE, page_token=token
         )
-        found += page
+        found += [run for run in page if KIND_TAG not in run.data.tags]
         token = page.token
         if not token:
             return found
