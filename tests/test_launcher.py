@@ -71,6 +71,7 @@ def test_run_params_and_tags(finished):
     assert tags == {
         "nlt.method": "o2u", "nlt.dataset": "digits", "nlt.noise": "symmetric 0.4", "nlt.seed": "3",
         "nlt.profile": "custom", "nlt.device": "cpu", "nlt.threads": "1",
+        "nlt.compile": "off: 37 steps gain about 0 s on cpu, compiling takes 60 s",
         "nlt.spec_sha256": spec_of(data={"name": "digits", "limit": 125, "val_fraction": 0.2}).sha256(),
     }  # fmt: skip
     assert len(run.data.tags["nlt.git_commit"]) >= 7

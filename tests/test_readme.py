@@ -12,7 +12,7 @@ README = (REPO / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.M | re.S)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
 LONG = [c for c in COMMANDS if c.startswith("nlt launch") and "quickstart" in c]
-QUICK = [c for c in COMMANDS if re.match(r"nlt (validate|schema|doctor|resume|sync|--help)", c)]
+QUICK = [c for c in COMMANDS if re.match(r"nlt (validate|schema|doctor|resume|sync|bench|--help)", c)]
 # What a test cannot run here, and why.
 ELSEWHERE = {
     "make quickstart": "builds an environment; .ci/run calls it",
