@@ -144,7 +144,14 @@ class Scene:
     def launch(self, spec: dict, *options: str) -> str:
         """Start `nlt launch`, wait until its run has begun, and return the run's id."""
         (self.folder / "spec.json").write_text(json.dumps(spec))
-        command = [sys.executable, "-c", "from nlt.cli import main; main(prog_name='nlt')", "launch", "spec.json"]
+        command = [
+            sys.executable,
+            "-c",
+            "from nlt.cli import main; main(prog_name='nlt')",
+            "launch",
+            "spec.json",
+            "--rerun",
+        ]
         command += ["--seed", str(SEED), "--device", "cpu", "--tracking-uri", self.uri, *options]
         with (self.folder / "out").open("wb") as out, (self.folder / "err").open("wb") as err:
             self._process = subprocess.Popen(command, cwd=self.folder, stdout=out, stderr=err)
