@@ -31,6 +31,17 @@ def _friendly(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+class Number(click.FloatRange):
+    """A number in a range; NaN, which is neither below nor above it, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or have click refuse it."""
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail("nan is not a number.", param, ctx)
+        return number
+
+
 specs_argument = click.argument("specs", nargs=-1, required=True, type=click.Path(), metavar="SPEC...")
 set_option = click.option(
     "overrides", "--set", metavar="KEY=VALUE[,VALUE...]", multiple=True,
@@ -69,7 +80,7 @@ ray_option = click.option(
 )  # fmt: skip
 gpus_option = click.option(
     "--gpus-per-run",
-    type=click.FloatRange(0, 64),
+    type=Number(0, 64),
     default=0.0,
     show_default=True,
     help="With --ray: a share, e.g. 0.25.",
@@ -502,9 +513,18 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
 @main.command()
 @device_option
 @click.option(
-    "widths", "--width", type=click.FloatRange(0, 8, min_open=True), multiple=True, help="Of cnn9; 0.25 and 1."
+    "widths",
+    "--width",
+    type=Number(0, 8, min_open=True),
+    multiple=True,
+    help="Of cnn9; 0.25 and 1.",
 )
-@click.option("--images", type=click.IntRange(32), default=None, help="In an epoch; 5,120 on a CPU, 20,000 on a GPU.")
+@click.option(
+    "--images",
+    type=click.IntRange(32, 1_000_000),
+    default=None,
+    help="In an epoch; 5,120 on a CPU, 20,000 on a GPU.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of which medians are taken.")
 @click.option(
     "--compile", "compiled", type=click.Choice(["on", "off"]), default="off", show_default=True, help="torch.compile."

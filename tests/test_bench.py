@@ -30,6 +30,13 @@ def test_shares_and_ratios_by_hand():
     assert conventional["times_conventional"] == 1.0
 
 
+@pytest.mark.parametrize(("option", "value"), [("--width", "nan"), ("--width", "0"), ("--images", "31")])
+def test_a_size_that_is_none_is_refused(option, value):
+    result = CliRunner().invoke(main, ["bench", "--smoke", option, value])
+    assert result.exit_code == 2
+    assert option in result.output
+
+
 def test_smoke():
     result = CliRunner().invoke(main, ["bench", "--smoke", "--device", "cpu"])
     assert result.exit_code == 0, result.output

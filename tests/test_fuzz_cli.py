@@ -137,6 +137,8 @@ def command_lines(draw: st.DrawFn) -> tuple[str, list[str], dict[str, str]]:
                 options += [parameter.opts[-1], value]
     if name == "launch":
         options += ["--set", "data.path=nowhere.npz"]  # whatever was set before: nothing to train on
+    if name == "bench":
+        options += ["--smoke"]  # whatever was asked for: seconds
     return name, [*options, "--", *arguments], env
 
 

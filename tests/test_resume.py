@@ -177,6 +177,7 @@ def test_a_launch_that_dies_before_anything_is_computed_is_marked_killed_by_resu
 def launch_in_background(place: Path, **changes: object) -> subprocess.Popen:
     (place / "long.json").write_text(json.dumps(tiny(data=DATA) | changes))
     command = [sys.executable, "-c", "from nlt.cli import main; main()", "launch", "long.json", "--device", "cpu"]
+    command.append("--rerun")  # whatever a process beside it has finished
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     return subprocess.Popen(
         command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -15,7 +15,7 @@ from conftest import REPO, tiny
 from nlt.launcher import Unfinished, launch
 from nlt.spec import check, load_all
 from nlt.sweep import Failed, Finished, How, Job, Noted, Progressed, Started, plan, side_by_side
-from nlt.sweep.processes import device_of
+from nlt.sweep.processes import device_of, threads_each
 from nlt.terminal import Board, Ledger, Lines
 from nlt.tracking import Store, open_store
 
@@ -131,6 +131,12 @@ def test_gpus_are_taken_in_turn_unless_one_is_named():
     assert [device_of("auto", slot, 2) for slot in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert [device_of("cuda", 1, 4), device_of("cuda:3", 1, 4), device_of("cpu", 1, 4)] == ["cuda:1", "cuda:3", "cpu"]
     assert [device_of("auto", 1, 1), device_of("auto", 1, 0), device_of(None, 1, 2)] == ["auto", "auto", None]
+
+
+def test_threads_of_runs_side_by_side_never_outnumber_the_cores():
+    assert [threads_each(at_once, 8, 8) for at_once in (1, 2, 3, 8, 20)] == [8, 4, 2, 1, 1]
+    assert threads_each(2, 2, 2) == 1  # also when OMP_NUM_THREADS asks for two each
+    assert threads_each(2, 8, 1) == 1  # fewer are the user's choice
 
 
 # ---- side by side ----

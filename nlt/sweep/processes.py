@@ -29,15 +29,13 @@ _CONTEXT.set_forkserver_preload(["nlt.sweep.processes"])
 def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
     """Run each job in a process of its own, `at_once` at a time, whatever happens to one of them.
 
-    The processor's cores are shared out among them: threads that outnumber cores stand in each other's way. With
-    several GPUs the runs take turns on them. The first Ctrl-C or SIGTERM lets each end its epoch, the second stops
-    them at once.
+    The processor's cores are shared out among them. With several GPUs the runs take turns on them. The first Ctrl-C or
+    SIGTERM lets each end its epoch, the second stops them at once.
     """
     waiting = deque(enumerate(jobs))
     running: dict[int, _Worker] = {}
     events: queue.SimpleQueue[tuple[int, Event | None]] = queue.SimpleQueue()
-    cores = len(os.sched_getaffinity(0)) // min(at_once, len(jobs) or 1)
-    threads = torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else max(1, cores)
+    threads = threads_each(min(at_once, len(jobs) or 1), len(os.sched_getaffinity(0)), torch.get_num_threads())
     told = 0  # how many of the user's requests to stop have been handed on
     deadline = float("inf")
     with stop_signals() as stop:
@@ -66,6 +64,15 @@ def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
                 told, deadline = 2, min(deadline, time.monotonic() + LONGEST_STOP_S)
                 for worker in running.values():
                     worker.process.terminate()
+
+
+def threads_each(at_once: int, cores: int, wanted: int) -> int:
+    """Return how many threads each run has: its share of the cores, or what the user wants (OMP_NUM_THREADS) if fewer.
+
+    Never more: threads that outnumber cores wait for each other busily, and two runs of two threads on two cores take a
+    hundred times as long as two runs of one (docs/log.md, 2026-11-25).
+    """
+    return max(1, min(cores // at_once, wanted))
 
 
 def device_of(device: str | None, slot: int, gpus: int) -> str | None:
