@@ -25,16 +25,24 @@ _MAGIC = b"nlt checkpoint 1 "
 _NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
 
 
+def file(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return folder / f"checkpoint-{step:06}.pt"
+
+
 def save(folder: Path, step: int, state: State) -> None:
-    """Write `folder`/checkpoint-STEP.pt, then remove all but the last `KEPT`.
+    """Write the checkpoint of a step, then remove all but the last `KEPT`.
 
     Raises:
         OSError: it could not be written; the ones before are untouched.
     """
     payload = io.BytesIO()
     torch.save(state, payload)
-    path = folder / f"checkpoint-{step:06}.pt"
-    write_whole(path, _MAGIC + hashlib.sha256(payload.getbuffer()).hexdigest().encode() + b"\n", payload.getbuffer())
+    write_whole(
+        file(folder, step),
+        _MAGIC + hashlib.sha256(payload.getbuffer()).hexdigest().encode() + b"\n",
+        payload.getbuffer(),
+    )
     for _, old in _found(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
 

@@ -138,7 +138,7 @@ def launch(
     # All files are checked before the first run starts.
     experiments = [experiment for path in specs for experiment in load_all(path, overrides)]
     from nlt.sweep import How, plan
-    from nlt.tracking import open_store
+    from nlt.tracking import forget_beginnings, open_store
 
     store = open_store(tracking_uri)
     todo = plan(store, experiments, seeds or (0,), sweep, rerun, warn)
@@ -153,6 +153,8 @@ def launch(
         run_all(
             ledger, lambda tell: run_on_ray(todo.jobs, how, tell, store, address, gpus_per_run, warn), Board(ledger)
         )
+    if not ledger.interrupted:
+        forget_beginnings(store.runs, todo.beginnings)
     if len(ledger.finished) > 1 and not ledger.interrupted:
         _sum_up(store, todo.sweep)
     ledger.conclude()

@@ -8,7 +8,7 @@ import hashlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,7 +25,19 @@ from nlt.noise import corrupt, empirical_matrix
 from nlt.run import Epoch, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment, check
-from nlt.tracking import Busy, Facts, RunFolder, Store, Tracker, git_commit, open_store, opened, start_run
+from nlt.tracking import (
+    Busy,
+    Facts,
+    RunFolder,
+    Store,
+    Tracker,
+    find_beginning,
+    git_commit,
+    leave_beginning,
+    open_store,
+    opened,
+    start_run,
+)
 from nlt.train import Diverged, find_compile, find_device, find_precision
 
 FULL_DISK_PATIENCE_S = 3.0
@@ -99,6 +111,7 @@ def launch(
     sweep: str | None = None,
     store: Store | None = None,
     dataset: Dataset | None = None,
+    leave: Collection[str] = (),
     warn: Callable[[str], None] | None = None,
     on_start: Start = lambda run_id, prepared, done: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -115,8 +128,10 @@ def launch(
         sweep: what runs that belong together share as their tag `nlt.sweep`; by default the spec's name.
         store: an open one, instead of `tracking_uri`.
         dataset: what `spec.data` names, loaded already.
+        leave: of `spec.beginnings(seed)`, those to be left for other runs, which begin there; until
+            `nlt.tracking.forget_beginnings`.
         warn: if given, a server that is away when the run begins is waited for, and this is told.
-        on_start: called with the run's id, what it is about to train on, and 0.
+        on_start: called with the run's id, what it is about to train on, and how many epochs another run has left it.
         on_epoch: called after each epoch.
 
     Raises:
@@ -133,8 +148,10 @@ def launch(
         "same": _sameness(spec, prepared),
         "alike": _likeness(prepared),
     }
-    folder = start_run(store, spec, prepared.facts, sweep or spec.name, launched, warn)
-    return _track(spec, prepared, store, folder, None, on_start, on_epoch)
+    beginning = find_beginning(store.runs, spec.beginnings(seed), launched)
+    folder = start_run(store, spec, prepared.facts, sweep or spec.name, launched, warn, beginning)
+    saved = None if beginning is None else beginning.saved
+    return _track(spec, prepared, store, folder, saved, leave, on_start, on_epoch)
 
 
 def resume(
@@ -146,6 +163,7 @@ def resume(
     store: Store | None = None,
     dataset: Dataset | None = None,
     patience_s: float = 0.0,
+    leave: Collection[str] = (),
     warn: Callable[[str], None] = lambda sentence: None,
     on_start: Start = lambda run_id, prepared, done: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
@@ -163,6 +181,7 @@ def resume(
         store: the same, open already, instead.
         dataset: what `spec.data` names, loaded already.
         patience_s: how long to wait for another process to let go of the run.
+        leave: as `launch`.
         warn: called with a sentence for each thing that may change its numbers: version, commit, device.
         on_start: called with the run's id, what it goes on training on, and how many epochs are behind it.
         on_epoch: called after each epoch, also one that is repeated because it was not in a checkpoint.
@@ -202,7 +221,7 @@ def resume(
         folder.close()
         raise
     with _as_many_threads(known["alike"].get("number of threads")):
-        return _track(unfinished.spec, prepared, store, folder, saved, on_start, on_epoch)
+        return _track(unfinished.spec, prepared, store, folder, saved, leave, on_start, on_epoch)
 
 
 def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence: None) -> list[Unfinished]:
@@ -305,10 +324,14 @@ def _track(
     store: Store,
     folder: RunFolder,
     saved: tuple[int, State] | None,
+    leave: Collection[str],
     on_start: Start,
     on_epoch: Callable[[Epoch], None],
 ) -> Result:
     facts = prepared.facts
+    # What was trained in part elsewhere, or by other code, is of no use to others.
+    alike = folder.facts["alike"] == _likeness(prepared)
+    leaving = {step: key for step, key in spec.beginnings(facts.seed).items() if alike and key in leave}
     with stop_signals() as stop, _determinism(spec.deterministic):
         tracker, writer = Tracker(store, folder, facts), checkpoint.Writer(folder.path)
 
@@ -318,10 +341,13 @@ def _track(
             on_epoch(epoch)
 
         def after_epoch(step: int, state: Callable[[], State]) -> None:
-            if step % spec.checkpoint_every == 0 or step == prepared.steps or stop.asked:
+            last = step == prepared.steps or stop.asked
+            if step % spec.checkpoint_every == 0 or last or step in leaving:
                 writer.save(step, state())
-            if step == prepared.steps or stop.asked:
+            if last or step in leaving:
                 writer.wait()
+            if step in leaving:
+                leave_beginning(folder, step, leaving[step])
             if stop.asked and step < prepared.steps:
                 raise KeyboardInterrupt
 

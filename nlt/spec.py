@@ -101,10 +101,26 @@ class Experiment(Settings):
 
     def sha256(self) -> str:
         """Return a hash of all that decides the numbers: everything but the descriptive fields."""
+        return _hash(self._deciding())
+
+    def beginnings(self, seed: int) -> dict[int, str]:
+        """Return, for the end of each stage but the last, epochs until then -> hash of all that decides their numbers.
+
+        Runs of equal hash train these stages alike: O2U-Net and O2U-Net & APL, say, up to the mask.
+        """
+        data = self._deciding() | {"seed": seed, "compile": self.compile}
+        stages, epochs, hashes = self.stages(), self.steps(), dict[int, str]()
+        for name in list(stages)[:0:-1]:
+            epochs -= stages[name].epochs
+            del data["method"][name]
+            hashes[epochs] = _hash(data)
+        return hashes
+
+    def _deciding(self) -> dict[str, Any]:
         data = self.model_dump(mode="json", exclude=DESCRIPTIVE)
         if data["augmentation"] is None:  # specs from before there was any keep their hash
             del data["augmentation"]
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        return data
 
 
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
@@ -157,6 +173,10 @@ def check(data: dict[str, Any], source: str) -> Experiment:
         raise BadInput(f"{source}: {_sentence(error, data)}") from None
     except (ValueError, RecursionError):  # a number that JSON does not have, surrogates that UTF-8 does not have
         raise BadInput(f"{source}: it holds a number or text that JSON cannot hold (NaN, infinity, \\ud800).") from None
+
+
+def _hash(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def json_schema() -> dict[str, Any]:

@@ -149,8 +149,8 @@ class Lines:
             job = self._jobs[index]
             _say(f"{job.spec.name} · seed {job.seed} · run {event.run_id}")
             _say(f"  {event.about}")
-            if event.done:
-                _say(f"  goes on after {event.done} of {event.steps} epochs")
+            if event.after:
+                _say(f"  {event.after}")
             self._began, self._done = time.perf_counter(), event.done
         elif isinstance(event, Progressed):
             self._epoch(event)
@@ -201,8 +201,10 @@ class Board:
         job = self._ledger.jobs[index]
         if isinstance(event, Started):
             self._running[index] = event, None
-            if event.done and not self._live:
-                _say(f"{job.spec.name} · seed {job.seed} goes on after {event.done} of {event.steps} epochs")
+            if event.shared:
+                self._steps -= event.done
+            if event.after and not self._live:
+                _say(f"{job.spec.name} · seed {job.seed} {event.after}")
         elif isinstance(event, Progressed) and index in self._running:
             self._running[index] = self._running[index][0], event
             self._done += 1

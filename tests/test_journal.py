@@ -94,7 +94,9 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path, monkeypatch):
 
 
 def make(tmp_path, **start):
-    return RunFolder.create(tmp_path / "runs", RUN, dict.fromkeys(REQUIRED, "s"), {"kind": "start", "time": 1} | start)
+    return RunFolder.create(
+        tmp_path / "runs", RUN, dict.fromkeys(REQUIRED, "s"), [{"kind": "start", "time": 1} | start]
+    )
 
 
 def test_a_folder_has_one_owner(tmp_path):

@@ -331,6 +331,14 @@ def test_a_job_that_goes_on_has_less_left(store):
     assert Board(Ledger([Job(spec(), 0, unfinished), Job(spec(), 1)], []))._steps == 3
 
 
+def test_a_job_whose_first_stages_another_has_trained_has_less_left(capsys):
+    board = Board(Ledger([Job(spec(name="a"), 0), Job(spec(name="b"), 1)], []))
+    with board as show:
+        show(1, Started("b" * 32, "digits", 1, 2, shared=True))
+    assert board._steps == 3
+    assert capsys.readouterr().out == "b · seed 1 begins after 1 of 2 epochs, which another run has trained\n"
+
+
 def test_lines_count_what_is_left_from_where_a_run_goes_on(ledger, capsys):
     with Lines(ledger.jobs) as show:
         show(1, Started("b" * 32, "digits: 100 images", 2, 4))

@@ -20,6 +20,8 @@ class Job:
     spec: Experiment
     seed: int
     unfinished: Unfinished | None = None
+    leave: frozenset[str] = frozenset()
+    """`Experiment.beginnings` that several runs of the launch have."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,24 @@ class How:
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins to train, or goes on after `done` of its `steps` epochs."""
+    """A run begins to train, after `done` of its `steps` epochs if it was interrupted or another has trained these."""
 
     run_id: str
     about: str
     """What it trains on, for people."""
     done: int
     steps: int
+    shared: bool = False
+    """Whether another run has trained them."""
+
+    @property
+    def after(self) -> str:
+        """Say which epochs are behind it; "" if none are."""
+        if not self.done:
+            return ""
+        if self.shared:
+            return f"begins after {self.done} of {self.steps} epochs, which another run has trained"
+        return f"goes on after {self.done} of {self.steps} epochs"
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,8 @@ def run_job(
         tell(Noted(sentence))
 
     def on_start(run_id: str, prepared: Prepared, done: int) -> None:
-        tell(Started(run_id, _about(prepared), done, prepared.steps))
+        shared = done > 0 and job.unfinished is None
+        tell(Started(run_id, _about(prepared), done, prepared.steps, shared))
 
     def on_epoch(epoch: Epoch) -> None:
         tell(Progressed(epoch.step, epoch.steps, epoch.stage, epoch.t, epoch.metrics))
@@ -135,6 +149,7 @@ def run_job(
                 store=store,
                 dataset=dataset,
                 patience_s=patience_s,
+                leave=job.leave,
                 warn=note,
                 on_start=on_start,
                 on_epoch=on_epoch,
@@ -149,6 +164,7 @@ def run_job(
                 sweep=how.sweep,
                 store=store,
                 dataset=dataset,
+                leave=job.leave,
                 warn=note if patient else None,
                 on_start=on_start,
                 on_epoch=on_epoch,

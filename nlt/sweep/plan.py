@@ -1,6 +1,7 @@
 """What a launch has to do: a sweep may be interrupted and repeated, what is finished is not run again."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from nlt.launcher import unfinished_runs
 from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.sweep.job import Finished, Job
-from nlt.tracking import SWEEP_TAG, Store, finished_runs, shown, sync
+from nlt.tracking import SWEEP_TAG, Store, finished_runs, forget_beginnings, shown, sync
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Plan:
     jobs: list[Job]
     finished: list[Finished]
     """What an earlier launch has done of it."""
+    beginnings: frozenset[str]
+    """Of all its runs: what they may leave for one another, to be forgotten when they are over."""
 
 
 def plan(
@@ -51,14 +54,18 @@ def plan(
             if wanted.setdefault(_key(spec, seed), spec) is not spec:
                 warn(f"{spec.name}, seed {seed}, is the same as {wanted[_key(spec, seed)].name}: it runs once.")
     sweep = sweep or _name(wanted)
+    beginnings = Counter(key for (_, _, seed), spec in wanted.items() for key in spec.beginnings(seed).values())
+    shared = frozenset(beginning for beginning, runs in beginnings.items() if runs > 1)
     if rerun:
-        return Plan(sweep, [Job(spec, seed) for (_, _, seed), spec in wanted.items()], [])
+        forget_beginnings(store.runs, beginnings)
+        jobs = [Job(spec, seed, leave=shared) for (_, _, seed), spec in wanted.items()]
+        return Plan(sweep, jobs, [], shared)
     for sentence in sync(store).complaints:  # a finished run that MLflow does not know of would run again
         warn(sentence)
     try:
         finished = _finished(store, wanted)
         unfinished = {_key(run.spec, run.seed): run for run in unfinished_runs(store, warn)}
-        jobs = [Job(spec, key[2], unfinished.get(key)) for key, spec in wanted.items() if key not in finished]
+        jobs = [Job(spec, key[2], unfinished.get(key), shared) for key, spec in wanted.items() if key not in finished]
         for run in finished.values():
             _adopt(store, run.info.run_id, run.data.tags.get(SWEEP_TAG, ""), sweep)
         for job in jobs:
@@ -67,7 +74,7 @@ def plan(
                 _adopt(store, run_id, store.client.get_run(run_id).data.tags.get(SWEEP_TAG, ""), sweep)
     except MlflowException as error:
         raise BadInput(f"the MLflow store {shown(store.uri)} cannot be read ({type(error).__name__}).") from None
-    return Plan(sweep, jobs, [_outcome(run) for run in finished.values()])
+    return Plan(sweep, jobs, [_outcome(run) for run in finished.values()], shared)
 
 
 def finished_before(store: Store, job: Job) -> Finished | None:

@@ -6,6 +6,7 @@
                 delivered           how many bytes of the journal have reached MLflow
                 checkpoint-STEP.pt  see checkpoint.py
                 artifacts/          files of the finished run, until they are delivered
+    RUNS/shared/                    see shared.py
 
 The folder is removed when the run is over and all of it has reached MLflow.
 """
@@ -27,7 +28,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from nlt.checkpoint import sync_folder, write_whole
+from nlt.checkpoint import State, save, sync_folder, write_whole
 from nlt.run import Epoch
 from nlt.settings import BadInput
 
@@ -208,8 +209,17 @@ class RunFolder:
             raise
 
     @classmethod
-    def create(cls, runs: Path, run_id: str, facts: Record, start: Record) -> "RunFolder":
-        """Make the folder of a new run: `facts` is what `run.json` holds, `start` the journal's first record.
+    def create(
+        cls, runs: Path, run_id: str, facts: Record, records: list[Record], saved: tuple[int, State] | None = None
+    ) -> "RunFolder":
+        """Make the folder of a new run.
+
+        Args:
+            runs: where.
+            run_id: MLflow's.
+            facts: what `run.json` holds.
+            records: the journal's first, one or more.
+            saved: (step, state) of a checkpoint, if these records hold epochs already.
 
         Raises:
             OSError: it cannot be written; nothing is left of it.
@@ -220,7 +230,9 @@ class RunFolder:
             path.mkdir(parents=True)
             (path / "artifacts").mkdir()
             lock.acquire(timeout=0)  # before run.json is there, from when on others look at the folder
-            write_whole(path / "journal.jsonl", _line(start))
+            write_whole(path / "journal.jsonl", *map(_line, records))
+            if saved:
+                save(path, *saved)
             write_whole(path / "run.json", json.dumps(facts, indent=1).encode())
             sync_folder(runs)
         except BaseException:

@@ -1,0 +1,93 @@
+"""First stages that several runs of a launch have in common are trained once: one leaves them, others begin there.
+
+    RUNS/shared/HASH/facts.json          which run trained them, and on what
+                     journal.jsonl       its epochs
+                     checkpoint-STEP.pt  its state after them
+
+HASH is of `Experiment.beginnings`. A run that begins there is as one that was interrupted there, and goes on in the
+same way. All is copied: the folder may go at any time.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nlt import checkpoint
+from nlt.checkpoint import State
+from nlt.settings import BadInput
+from nlt.tracking.journal import Journal, Record, RunFolder
+
+FOLDER = "shared"
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Epochs of another run that a new one begins with."""
+
+    run_id: str
+    """The run that trained them."""
+    epochs: list[Record]
+    """Their records in its journal."""
+    saved: tuple[int, State]
+    """How many they are, and the state after them."""
+
+
+def leave_beginning(folder: RunFolder, step: int, beginning: str) -> None:
+    """Leave a run's first `step` epochs, all it has and in a checkpoint, for others of the same `beginning`.
+
+    On a disk that does not take them nothing happens: the others train for themselves.
+    """
+    place = folder.path.parent / FOLDER / beginning
+    if place.exists():
+        return
+    part = place.with_name(f".{beginning}.{folder.run_id}")
+    try:
+        part.mkdir(parents=True)
+        shutil.copy(checkpoint.file(folder.path, step), part)
+        shutil.copy(folder.journal.path, part)
+        known = {"run_id": folder.run_id, "trained_on": _trained_on(folder.facts)}
+        (part / "facts.json").write_text(json.dumps(known, indent=1))
+        os.rename(part, place)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def find_beginning(runs: Path, beginnings: dict[int, str], launched: Record) -> Beginning | None:
+    """Return the longest beginning that is there and was trained on the same data and machine by the same code.
+
+    Args:
+        runs: `Store.runs`.
+        beginnings: of `Experiment.beginnings`.
+        launched: what `run.json` will hold of the new run, `same` and `alike` in it.
+    """
+    for step, beginning in sorted(beginnings.items(), reverse=True):
+        place = runs / FOLDER / beginning
+        if not place.exists():
+            continue
+        try:
+            known = json.loads((place / "facts.json").read_text())
+            journal = Journal(place / "journal.jsonl")
+            epochs = [record for record, _ in journal.read() if record.get("step", step + 1) <= step]
+            journal.close()
+            saved = checkpoint.latest(place)
+            if saved is None or saved[0] != step or len(epochs) != step:
+                raise ValueError("parts are missing")
+        except (OSError, ValueError, BadInput):  # a crash of the machine cut it off, or another launch is over with it
+            shutil.rmtree(place, ignore_errors=True)
+            continue
+        if known["trained_on"] == _trained_on(launched):
+            return Beginning(known["run_id"], epochs, saved)
+    return None
+
+
+def forget_beginnings(runs: Path, beginnings: Iterable[str]) -> None:
+    """Remove what was left for others."""
+    for beginning in beginnings:
+        shutil.rmtree(runs / FOLDER / beginning, ignore_errors=True)
+
+
+def _trained_on(facts: Record) -> Record:
+    return {what: value for what, value in (facts["same"] | facts["alike"]).items() if what != "spec"}

@@ -1,0 +1,206 @@
+"""Stages that several runs of a launch have in common: trained once, and every number as if trained alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from safetensors.torch import load as load_weights
+from test_sweep import nlt, runs, write
+
+from nlt.launcher import Interrupted, Result, launch, resume, unfinished_runs
+from nlt.spec import Experiment, check
+from nlt.sweep import plan
+from nlt.tracking import Store, forget_beginnings
+
+ROBUST = {"name": "apl", "active": {"name": "nce"}, "passive": {"name": "rce"}}
+
+
+def spec(name: str, **training: object) -> Experiment:
+    """O2U, 2 + 3 + 2 epochs; the keys are of its last stage."""
+    method = tiny()["method"]
+    method["training"] |= training
+    return check(tiny(name=name, method=method), "test")
+
+
+O2U, APL, LONGER = spec("o2u"), spec("o2u_apl", loss=ROBUST), spec("longer", epochs=3)
+
+
+def run(spec: Experiment, store: Store, leave: bool = False, **more: object) -> Result:
+    keys = spec.beginnings(0).values() if leave else ()
+    return launch(spec, device="cpu", store=store, leave=keys, **more)
+
+
+def weights(store: Store, run_id: str) -> dict[str, torch.Tensor]:
+    path = store.client.download_artifacts(run_id, "weights.safetensors")
+    return load_weights(Path(path).read_bytes())
+
+
+def assert_equal(one: Result, other: Result, store: Store) -> None:
+    assert len(one.epochs) == len(other.epochs) > 0
+    for a, b in zip(one.epochs, other.epochs, strict=True):
+        assert (a.step, a.steps, a.stage, a.t) == (b.step, b.steps, b.stage, b.t)
+        assert {k: v for k, v in a.metrics.items() if not k.startswith("time/")} == {
+            k: v for k, v in b.metrics.items() if not k.startswith("time/")
+        }
+        for x, y in ((a.losses_N, b.losses_N), (a.keep_N, b.keep_N), (a.scores_N, b.scores_N)):
+            assert (x is None and y is None) or torch.equal(x.nan_to_num(-1), y.nan_to_num(-1))
+    ours, theirs = weights(store, one.run_id), weights(store, other.run_id)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def begun_elsewhere(store: Store, result: Result) -> str | None:
+    return store.client.get_run(result.run_id).data.tags.get("nlt.first_stages")
+
+
+# ---- what makes stages the same ----
+
+
+def test_a_beginning_is_known_by_all_that_decides_its_numbers_and_nothing_else():
+    assert list(O2U.beginnings(0)) == [5, 2]
+    assert O2U.beginnings(0) == APL.beginnings(0) == LONGER.beginnings(0)
+    assert not set(O2U.beginnings(0).values()) & set(O2U.beginnings(1).values())
+    assert check(tiny(method={"name": "standard"}), "test").beginnings(0) == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("about", "another text", [5, 2]),
+        ("checkpoint_every", 3, [5, 2]),
+        ("noise", {"name": "symmetric", "rate": 0.2}, []),
+        ("precision", "bf16", []),
+        ("compile", "on", []),
+        ("augmentation", {"name": "crop_flip_cutout"}, []),
+        ("evaluate", "before", []),
+    ],
+)
+def test_a_key_of_the_spec_parts_beginnings_if_it_may_change_numbers(key, value, same):
+    other = check(tiny(**{key: value}), "test").beginnings(0)
+    assert [step for step, hash in O2U.beginnings(0).items() if other[step] == hash] == same
+
+
+def test_a_later_stage_leaves_the_earlier_one_as_it_is():
+    method = tiny()["method"]
+    method["cyclical"] |= {"batch_size": 8}
+    other = check(tiny(method=method), "test").beginnings(0)
+    assert other[2] == O2U.beginnings(0)[2]
+    assert other[5] != O2U.beginnings(0)[5]
+
+
+def test_a_plan_names_what_several_of_its_runs_have_in_common(store):
+    alone = check(tiny(name="alone", noise={"name": "symmetric", "rate": 0.2}), "test")
+    todo = plan(store, [O2U, APL, alone], (0, 1), None, False, print)
+    common = set(O2U.beginnings(0).values()) | set(O2U.beginnings(1).values())
+    assert todo.beginnings == common
+    assert {job.leave for job in todo.jobs} == {frozenset(common)}
+
+
+# ---- training once ----
+
+
+def test_a_run_that_begins_with_anothers_stages_has_the_numbers_of_one_that_trained_them(store):
+    alone = {name: run(spec, store) for name, spec in (("apl", APL), ("longer", LONGER))}
+    assert not (store.runs / "shared").exists()
+    first = run(O2U, store, leave=True)
+    for name, spec in (("apl", APL), ("longer", LONGER)):
+        done = []
+        told = []
+        second = run(spec, store, on_epoch=told.append, on_start=lambda run_id, prepared, n, done=done: done.append(n))
+        assert done == [5]
+        assert [epoch.step for epoch in told] == list(range(6, spec.steps() + 1))  # the others are not trained again
+        assert begun_elsewhere(store, second) == first.run_id
+        assert_equal(second, alone[name], store)
+        history = store.client.get_metric_history(second.run_id, "train/loss")
+        assert [point.step for point in history] == list(range(1, spec.steps() + 1))
+        assert second.metrics.keys() == alone[name].metrics.keys()
+    assert [begun_elsewhere(store, result) for result in (first, *alone.values())] == [None] * 3
+
+
+def test_what_is_left_goes_by_its_hash(store):
+    run(O2U, store, leave=True)
+    forget_beginnings(store.runs, [O2U.beginnings(0)[5]])
+    done = []
+    other = run(APL, store, on_start=lambda run_id, prepared, n: done.append(n))
+    assert done == [2]  # the first stage is still there
+    assert begun_elsewhere(store, other)
+
+
+def test_a_run_that_is_stopped_where_it_began_goes_on_with_equal_numbers(store):
+    alone = run(APL, store)
+    run(O2U, store, leave=True)
+
+    def stop(run_id, prepared, done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        run(APL, store, on_start=stop)
+    forget_beginnings(store.runs, APL.beginnings(0).values())
+    (unfinished,) = unfinished_runs(store)
+    assert unfinished.epochs == 5
+    assert_equal(resume(unfinished, store=store), alone, store)
+
+
+@pytest.mark.parametrize("damage", ["checkpoint-000005.pt", "journal.jsonl", "facts.json"])
+def test_what_is_damaged_is_not_used_and_does_not_stay(store, damage):
+    alone = run(APL, store)
+    run(O2U, store, leave=True)
+    place = store.runs / "shared" / O2U.beginnings(0)[5]
+    content = (place / damage).read_bytes()
+    (place / damage).write_bytes(content[: len(content) // 2])
+    forget_beginnings(store.runs, [O2U.beginnings(0)[2]])
+    other = run(APL, store)
+    assert begun_elsewhere(store, other) is None
+    assert_equal(other, alone, store)
+    assert not place.exists()
+
+
+def test_stages_that_were_trained_on_another_machine_or_by_other_code_are_not_used(store):
+    run(O2U, store, leave=True)
+    for facts in (store.runs / "shared").glob("*/facts.json"):
+        known = json.loads(facts.read_text())
+        known["trained_on"]["git commit"] = "another"
+        facts.write_text(json.dumps(known))
+    assert begun_elsewhere(store, run(APL, store)) is None
+
+
+def test_a_run_that_goes_on_elsewhere_leaves_nothing(store):
+    def stop(run_id, prepared, done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        run(O2U, store, on_start=stop)
+    (unfinished,) = unfinished_runs(store)
+    path = unfinished.path / "run.json"
+    facts = json.loads(path.read_text())
+    facts["alike"]["git commit"] = "another"
+    path.write_text(json.dumps(facts))
+    said = []
+    resume(unfinished, store=store, leave=O2U.beginnings(0).values(), warn=said.append)
+    assert any("git commit was another" in sentence for sentence in said)
+    assert not (store.runs / "shared").exists()
+
+
+def test_a_folder_that_cannot_be_written_stops_no_run(store):
+    store.runs.mkdir()
+    (store.runs / "shared").write_text("no folder")
+    assert len(run(O2U, store, leave=True).epochs) == 7
+
+
+def test_a_launch_trains_common_stages_once_and_tidies_up(place):
+    apl = tiny()["method"]
+    apl["training"] |= {"loss": ROBUST}
+    files = [write(place, name="o2u", method=tiny()["method"]), write(place, name="o2u_apl", method=apl)]
+    process = nlt("launch", *files, "--seed", "0", "--seed", "1", "--device", "cpu", cwd=place)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count("  begins after 5 of 7 epochs, which another run has trained") == 2
+    found = {(run.info.run_name, run.data.tags["nlt.seed"]): run for run in runs(place)}
+    for seed in "01":
+        first, second = found["o2u", seed], found["o2u_apl", seed]
+        assert second.data.tags["nlt.first_stages"] == first.info.run_id
+        for key in ("final/noise_precision", "final/noise_recall"):
+            assert second.data.metrics[key] == first.data.metrics[key]
+    assert not list((place / "mlruns" / "runs" / "shared").iterdir())
