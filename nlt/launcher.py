@@ -4,14 +4,12 @@ Everything that can be wrong with the input is found before the run is created.
 """
 
 import errno
-import hashlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
@@ -19,26 +17,23 @@ import torch
 
 from nlt import checkpoint
 from nlt.checkpoint import State
-from nlt.data import Dataset, Samples, hold_out
-from nlt.detect import number_kept
-from nlt.noise import corrupt, empirical_matrix
+from nlt.data import Dataset
+from nlt.prepare import Prepared, likeness, prepare, sameness
 from nlt.run import Epoch, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment, check
 from nlt.tracking import (
     Busy,
-    Facts,
     RunFolder,
     Store,
     Tracker,
     find_beginning,
-    git_commit,
     leave_beginning,
     open_store,
     opened,
     start_run,
 )
-from nlt.train import Diverged, find_compile, find_device, find_precision
+from nlt.train import Diverged, find_compile
 
 FULL_DISK_PATIENCE_S = 3.0
 
@@ -71,16 +66,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, run_id: str, epochs: int, steps: int, undelivered: str):
         super().__init__(f"interrupted after {epochs} of {steps} epochs; run {run_id} is marked KILLED")
         self.run_id, self.undelivered = run_id, undelivered
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A spec's data with its noise drawn, split and ready for a run."""
-
-    facts: Facts
-    val: Samples | None
-    steps: int
-    """Epochs of all stages together."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +130,8 @@ def launch(
         "seed": seed,
         "data_root": str(Path(os.path.expanduser(data_root)).absolute()),
         "log_model": log_model,
-        "same": _sameness(spec, prepared),
-        "alike": _likeness(prepared),
+        "same": sameness(spec, prepared),
+        "alike": likeness(prepared),
     }
     beginning = find_beginning(store.runs, spec.beginnings(seed), launched)
     folder = start_run(store, spec, prepared.facts, sweep or spec.name, launched, warn, beginning)
@@ -202,13 +187,13 @@ def resume(
             raise BadInput("it is over; `nlt sync` delivers what is left of it.")
         wanted = device or known["alike"]["device"]
         prepared = prepare(unfinished.spec, unfinished.seed, wanted, data_root or known["data_root"], dataset)
-        for what, now in _sameness(unfinished.spec, prepared).items():
+        for what, now in sameness(unfinished.spec, prepared).items():
             if now != known["same"][what]:
                 raise BadInput(
                     f"its {what} is no longer the one it was launched with ({known['same'][what][:12]}, now "
                     f"{now[:12]}); restore it, or delete {folder.path} to give the run up."
                 )
-        for what, now in _likeness(prepared).items():
+        for what, now in likeness(prepared).items():
             if what == "number of threads":  # restored below
                 continue
             if now != (then := known["alike"].get(what, now)):
@@ -244,80 +229,6 @@ def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence:
     return found
 
 
-def _sameness(spec: Experiment, prepared: Prepared) -> dict[str, str]:
-    """What has to be equal for a run to go on."""
-    train = prepared.facts.train
-    labels = hashlib.sha256(train.ids_N.numpy().tobytes() + train.labels_N.numpy().tobytes()).hexdigest()
-    return {"spec": spec.sha256(), "data set": prepared.facts.dataset.digest, "set of training labels": labels}
-
-
-def _likeness(prepared: Prepared) -> dict[str, str]:
-    """What should be equal for a run to end with the same numbers."""
-    facts = prepared.facts
-    return {
-        "device": str(facts.device),
-        "precision": facts.precision,
-        "nlt": version("nlt"),
-        "git commit": git_commit(),
-        "torch": torch.__version__,
-        # On these two depends in which order a CPU adds numbers up.
-        "number of threads": str(torch.get_num_threads()),
-        "instruction set": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def prepare(
-    spec: Experiment, seed: int, device: str, data_root: str | Path, dataset: Dataset | None = None
-) -> Prepared:
-    """Load the data, unless they are given, draw the noise, split off validation samples, and try the network's shapes.
-
-    Raises:
-        BadInput: any of it cannot be done.
-    """
-    if not 0 <= seed < 2**63:
-        raise BadInput(f"--seed {seed}: a seed is a whole number from 0 to 2^63 - 1.")
-    on = find_device(device)
-    dataset = dataset or spec.data.load(Path(os.path.expanduser(data_root)))
-    K = len(dataset.classes)
-    T_KK = spec.noise.matrix(dataset.classes)
-    train = dataset.train
-    if spec.noise.name != "none":
-        if train.wrong_N is not None and bool(train.wrong_N.any()):
-            raise BadInput(
-                "noise: the data set brings wrong labels of its own (train_clean_labels differ from train_labels): "
-                'use {"name": "none"} with it.'
-            )
-        # The labels that are corrupted are taken for true ones.
-        train = Samples(
-            images_NCHW=train.images_NCHW,
-            ids_N=train.ids_N,
-            labels_N=corrupt(train.labels_N, T_KK, spec.noise.seed),
-            clean_N=train.labels_N,
-            files=train.files,
-        )
-    train, val = hold_out(train, spec.data.val_fraction, spec.data.seed)
-    empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
-    fewest = number_kept(len(train), spec.method.model_dump().get("forget_rate", 0.0))
-    _, C, H, W = train.images_NCHW.shape
-    if spec.augmentation is not None:
-        spec.augmentation.check(H, W)
-    with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
-        network = spec.model.build(C, H, W, K)
-        network.eval()(torch.empty(2, C, H, W))
-        for name, stage in spec.stages().items():
-            if stage.batch_size > 1 and fewest > 1:  # a last batch of one joins the one before
-                continue
-            try:
-                network.train()(torch.empty(1, C, H, W))
-            except ValueError:
-                raise BadInput(
-                    f"method.{name}.batch_size: batch norm cannot take single images of {H} x {W} pixels in "
-                    f"{spec.model.name}: train on batches of at least 2, of more images than one."
-                ) from None
-    facts = Facts(seed, on, find_precision(spec.precision, on), dataset, train, T_KK, empirical_T_KK)
-    return Prepared(facts, val, spec.steps())
-
-
 def _track(
     spec: Experiment,
     prepared: Prepared,
@@ -330,7 +241,7 @@ def _track(
 ) -> Result:
     facts = prepared.facts
     # What was trained in part elsewhere, or by other code, is of no use to others.
-    alike = folder.facts["alike"] == _likeness(prepared)
+    alike = folder.facts["alike"] == likeness(prepared)
     leaving = {step: key for step, key in spec.beginnings(facts.seed).items() if alike and key in leave}
     with stop_signals() as stop, _determinism(spec.deterministic):
         tracker, writer = Tracker(store, folder, facts), checkpoint.Writer(folder.path)

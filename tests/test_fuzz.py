@@ -19,7 +19,7 @@ from fuzzing import NASTY_NUMBERS, NASTY_TEXT, assert_one_sentence, corrupted, f
 from hypothesis import strategies as st
 
 from nlt.cli import main
-from nlt.launcher import prepare
+from nlt.prepare import prepare
 from nlt.settings import BadInput
 from nlt.spec import Experiment, check, json_schema, load
 from nlt.tracking import params

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 import nlt
 from nlt.data import Digits
-from nlt.launcher import RunFailed, prepare
+from nlt.launcher import RunFailed
+from nlt.prepare import prepare
 from nlt.settings import BadInput
 from nlt.spec import check
 from nlt.tracking import Store, final_metrics, open_store

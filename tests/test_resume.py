@@ -438,7 +438,7 @@ def test_a_listener_that_leaves_costs_the_run_nothing(place):
 
 
 def test_a_mask_that_leaves_one_image_is_refused_where_batch_norm_cannot_take_it():
-    from nlt.launcher import prepare
+    from nlt.prepare import prepare
 
     spec = check(tiny(data={"name": "digits", "limit": 10}, model={"name": "resnet18"}), "x")
     prepare(spec, 0, "cpu", "data")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from nlt.data import Dataset
-from nlt.launcher import Interrupted, Prepared, RunFailed, Unfinished, launch, resume
+from nlt.launcher import Interrupted, RunFailed, Unfinished, launch, resume
+from nlt.prepare import Prepared
 from nlt.run import Epoch
 from nlt.settings import BadInput
 from nlt.spec import Experiment

@@ -12,7 +12,7 @@ from nlt.launcher import unfinished_runs
 from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.sweep.job import Finished, Job
-from nlt.tracking import SWEEP_TAG, Store, finished_runs, forget_beginnings, shown, sync
+from nlt.tracking import SWEEP_TAG, Store, finished_runs, forget_beginnings, refused, shown, sync
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def plan(
                 run_id = job.unfinished.run_id
                 _adopt(store, run_id, store.client.get_run(run_id).data.tags.get(SWEEP_TAG, ""), sweep)
     except MlflowException as error:
-        raise BadInput(f"the MLflow store {shown(store.uri)} cannot be read ({type(error).__name__}).") from None
+        cannot = BadInput(f"the MLflow store {shown(store.uri)} cannot be read ({type(error).__name__}).")
+        raise (refused(store.uri, error) or cannot) from None
     return Plan(sweep, jobs, [_outcome(run) for run in finished.values()], shared)
 
 

@@ -9,6 +9,7 @@ from nlt.tracking.store import (
     experiment_id,
     finished_runs,
     open_store,
+    refused,
     reopen_store,
     shown,
     without_credentials,
@@ -17,8 +18,8 @@ from nlt.tracking.summary import LONGEST_TAG, write_summary
 from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, params, start_run
 
 __all__ = [
-    "LONGEST_TAG", "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id",
-    "final_metrics", "find_beginning", "finished_runs", "folder_of", "folders", "forget_beginnings", "git_commit",
-    "kill_orphans", "leave_beginning", "open_store", "opened", "params", "reopen_store", "shown", "start_run", "sync",
+    "LONGEST_TAG", "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics",
+    "find_beginning", "finished_runs", "folder_of", "folders", "forget_beginnings", "git_commit", "kill_orphans",
+    "leave_beginning", "open_store", "opened", "params", "refused", "reopen_store", "shown", "start_run", "sync",
     "without_credentials", "write_summary",
 ]  # fmt: skip

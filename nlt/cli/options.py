@@ -1,0 +1,70 @@
+"""The command `nlt` itself, and what its commands have in common."""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nlt.settings import BadInput
+from nlt.terminal import failure
+
+COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
+
+
+def friendly(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what the user can mend end the command with its sentence and exit code 2."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except BadInput as error:
+            raise failure(str(error), 2) from None
+
+    return wrapped
+
+
+class Number(click.FloatRange):
+    """A number in a range; NaN, which is neither below nor above it, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or have click refuse it."""
+        number = super().convert(value, param, ctx)
+        if number != number:
+            self.fail("nan is not a number.", param, ctx)
+        return number
+
+
+specs_argument = click.argument("specs", nargs=-1, required=True, type=click.Path(), metavar="SPEC...")
+set_option = click.option(
+    "overrides", "--set", metavar="KEY=VALUE[,VALUE...]", multiple=True,
+    help="Change a key, e.g. --set method.training.epochs=10; several values make several experiments.",
+)  # fmt: skip
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(1, 256), default=None,
+    help="Runs at a time, each in a process of its own; by default one after the other in this one.",
+)  # fmt: skip
+data_root_option = click.option(
+    "--data-root", envvar="NLT_DATA_ROOT", default="data", show_default=True, type=click.Path(path_type=Path),
+    help="Folder of data sets and caches (NLT_DATA_ROOT).",
+)  # fmt: skip
+tracking_option = click.option(
+    "--tracking-uri", metavar="URI", default=None, help="MLflow store; default MLFLOW_TRACKING_URI, else mlruns/ here."
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0, ...")
+
+
+@click.group(epilog=COMPLETION, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="nlt")
+def main() -> None:
+    """Train image classifiers on noisy labels, find the wrong ones, and compare methods in MLflow.
+
+    \b
+    nlt launch experiments/quickstart/*.json    four methods on digits, two minutes
+    nlt compare                                 the table of what was run
+    nlt ui                                      the MLflow UI, opened on the comparison
+    """
+    os.umask(os.umask(0) | 0o022)  # what runs leave is nobody else's to change

@@ -1,0 +1,226 @@
+"""Commands that train: launch, resume, sync."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nlt.cli.options import (
+    Number,
+    data_root_option,
+    device_option,
+    friendly,
+    jobs_option,
+    main,
+    set_option,
+    specs_argument,
+    tracking_option,
+)
+from nlt.settings import BadInput, brief
+from nlt.terminal import Board, Ledger, Lines, failure, run_all, warn
+
+if TYPE_CHECKING:
+    from nlt.sweep import How
+    from nlt.tracking import Store
+
+ray_option = click.option(
+    "--ray", "address", metavar="ADDRESS", default=None,
+    help="Run on a Ray cluster: local, auto or ray://HOST:PORT (pip install 'nlt[ray]').",
+)  # fmt: skip
+gpus_option = click.option(
+    "--gpus-per-run",
+    type=Number(0, 64),
+    default=0.0,
+    show_default=True,
+    help="With --ray: a share, e.g. 0.25.",
+)
+
+
+@main.command()
+@specs_argument
+@click.option("seeds", "--seed", type=click.IntRange(0), multiple=True, help="Training seed; may be given many times.")
+@jobs_option
+@ray_option
+@gpus_option
+@device_option
+@data_root_option
+@set_option
+@tracking_option
+@click.option("--sweep", metavar="NAME", default=None, help="Tag nlt.sweep of the runs; by default from their specs.")
+@click.option("--rerun", is_flag=True, help="Run again what is finished, and begin again what was interrupted.")
+@click.option("--log-model", is_flag=True, help="Also log an MLflow model with signature (some seconds, some MB).")
+@friendly
+def launch(
+    specs: tuple[str, ...],
+    seeds: tuple[int, ...],
+    jobs: int | None,
+    address: str | None,
+    gpus_per_run: float,
+    device: str,
+    data_root: Path,
+    overrides: tuple[str, ...],
+    tracking_uri: str | None,
+    sweep: str | None,
+    rerun: bool,
+    log_model: bool,
+) -> None:
+    """Run experiment files, each with each seed (default 0), and track every run in MLflow.
+
+    A run that is finished already, same spec and seed, is not run again, and one that was interrupted goes on: a launch
+    may be stopped and repeated.
+
+    \b
+    nlt launch experiments/o2u_20.json
+    nlt launch experiments/quickstart/*.json --seed 0 --seed 1 --jobs 2
+    nlt launch experiments/*.json --seed 0 --seed 1 --seed 2 --ray auto --gpus-per-run 0.25
+    nlt launch experiments/o2u_20.json --set noise.rate=0.2,0.4 --set data='{"name":"npz","path":"mine.npz"}'
+    """
+    from nlt.spec import load_all
+
+    if sweep is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}", sweep):
+        raise BadInput(f"--sweep {brief(sweep)}: use up to 100 letters, digits, blanks and . _ + -")
+    if address is None and gpus_per_run:
+        raise BadInput("--gpus-per-run goes with --ray; on this machine runs with --jobs share the GPUs.")
+    if address is not None and jobs is not None:
+        raise BadInput("--jobs and --ray: the Ray cluster decides how many runs it takes at a time; leave out --jobs.")
+    run_on_ray = _on_ray() if address is not None else None
+    # All files are checked before the first run starts.
+    experiments = [experiment for path in specs for experiment in load_all(path, overrides)]
+    from nlt.sweep import How, plan
+    from nlt.tracking import forget_beginnings, open_store
+
+    store = open_store(tracking_uri)
+    todo = plan(store, experiments, seeds or (0,), sweep, rerun, warn)
+    if todo.finished:
+        known = len(todo.finished)
+        warn(f"{known} of {known + len(todo.jobs)} runs are finished already and are not run again (--rerun does).")
+    how = How(device, data_root, store.uri, store.runs, todo.sweep, log_model)
+    ledger = Ledger(todo.jobs, todo.finished)
+    if run_on_ray is None:
+        _run(ledger, how, store, jobs)
+    elif todo.jobs:
+        run_all(
+            ledger, lambda tell: run_on_ray(todo.jobs, how, tell, store, address, gpus_per_run, warn), Board(ledger)
+        )
+    if not ledger.interrupted:
+        forget_beginnings(store.runs, todo.beginnings)
+    if len(ledger.finished) > 1 and not ledger.interrupted:
+        _sum_up(store, todo.sweep)
+    ledger.conclude()
+
+
+def _sum_up(store: "Store", sweep: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from nlt.report.summary import log_summary
+
+    try:
+        run_id = log_summary(store, sweep)
+    except (BadInput, MlflowException, OSError) as error:  # the runs themselves are safe
+        reason = str(error).strip().partition("\n")[0]
+        warn(f"the sweep {sweep} has no summary ({type(error).__name__}: {reason}): the same command writes it.")
+    else:
+        click.echo(f"sweep {sweep}: tables and figures in run {run_id}, report.html among its artifacts")
+
+
+def _run(ledger: Ledger, how: "How", store: "Store", at_once: int | None) -> None:
+    from nlt.sweep import in_turn, side_by_side
+
+    if at_once is None:
+        run_all(ledger, lambda tell: in_turn(ledger.jobs, how, tell, store), Lines(ledger.jobs))
+    else:
+        run_all(ledger, lambda tell: side_by_side(ledger.jobs, how, tell, at_once), Board(ledger))
+
+
+def _on_ray() -> "Callable[..., None]":
+    try:
+        from nlt.sweep.cluster import on_ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise BadInput("--ray: Ray is not installed: pip install 'nlt[ray]'.") from None
+    return on_ray
+
+
+@main.command()
+@click.argument("run_ids", nargs=-1, metavar="[RUN_ID...]")
+@click.option("--device", default=None, help="auto, cpu, cuda or cuda:0, ...; by default where the run began.")
+@click.option(
+    "--data-root", envvar="NLT_DATA_ROOT", default=None, type=click.Path(path_type=Path),
+    help="Folder of data sets and caches (NLT_DATA_ROOT); by default as the run was launched.",
+)  # fmt: skip
+@jobs_option
+@tracking_option
+@friendly
+def resume(
+    run_ids: tuple[str, ...], device: str | None, data_root: Path | None, jobs: int | None, tracking_uri: str | None
+) -> None:
+    """Go on with interrupted runs, each in its own MLflow run; without RUN_ID with all of this store.
+
+    A run goes on after its last checkpoint. On a CPU it ends with the numbers of one never interrupted.
+    Its experiment file is not read again: the run keeps the spec it was launched with.
+
+    \b
+    nlt resume
+    nlt resume 0123456789abcdef0123456789abcdef
+    """
+    from nlt.launcher import unfinished_runs
+    from nlt.sweep import How, Job
+    from nlt.tracking import folder_of, kill_orphans, open_store
+
+    store = open_store(tracking_uri)
+    for run_id in run_ids:
+        folder_of(store.runs, run_id)
+    _deliver(store)  # a run that was killed when all was done needs no more
+    found = {run.run_id: run for run in unfinished_runs(store, warn)}
+    wanted = [run_id for run_id in run_ids if (store.runs / run_id).exists()] if run_ids else list(found)
+    if missing := [run_id for run_id in wanted if run_id not in found]:
+        raise BadInput(
+            f"run {missing[0]} cannot go on: another process trains it, or it is over, or it is of another store than "
+            f"{store.name} (--tracking-uri, MLFLOW_TRACKING_URI)."
+        )
+    for run_id in kill_orphans(store):
+        warn(f"run {run_id} was killed before anything was computed and is marked KILLED; launch it again.")
+    if not wanted:
+        click.echo("nothing to resume")
+        return
+
+    ledger = Ledger([Job(found[run_id].spec, found[run_id].seed, found[run_id]) for run_id in wanted], [])
+    _run(ledger, How(device, data_root, store.uri, store.runs), store, jobs)
+    ledger.conclude()
+
+
+@main.command()
+@tracking_option
+@friendly
+def sync(tracking_uri: str | None) -> None:
+    """Deliver to MLflow what runs could not deliver, because its server was away.
+
+    What has been delivered already is not doubled. Runs in progress deliver on their own.
+
+    \b
+    nlt sync
+    """
+    from nlt.tracking import open_store
+
+    delivered, undelivered = _deliver(open_store(tracking_uri))
+    if undelivered:
+        raise failure(f"{undelivered} runs could not be delivered; what they hold stays here.", 1)
+    if not delivered:
+        click.echo("nothing to deliver")
+
+
+def _deliver(store: "Store") -> tuple[int, int]:
+    """Deliver what runs have left and say so; return how many had something, and how many have still."""
+    from nlt.tracking import sync as deliver_all
+
+    done = deliver_all(store)
+    if done.runs:
+        click.echo(f"delivered what {done.runs} runs had left" if not done.complaints else "delivered in part")
+    for sentence in done.complaints:
+        warn(sentence)
+    for name, count in done.elsewhere.items():
+        warn(f"{count} runs here are of the store {name}: name it by --tracking-uri or MLFLOW_TRACKING_URI for them.")
+    return done.runs, len(done.complaints)
