@@ -183,6 +183,13 @@ def test_a_run_that_goes_on_elsewhere_leaves_nothing(store):
     assert not (store.runs / "shared").exists()
 
 
+def test_nothing_stays_of_what_a_killed_process_had_begun_to_leave(store):
+    run(O2U, store, leave=True)
+    (store.runs / "shared" / f".{O2U.beginnings(0)[2]}.{'a' * 32}").mkdir()
+    forget_beginnings(store.runs, O2U.beginnings(0).values())
+    assert not list((store.runs / "shared").iterdir())
+
+
 def test_a_folder_that_cannot_be_written_stops_no_run(store):
     store.runs.mkdir()
     (store.runs / "shared").write_text("no folder")

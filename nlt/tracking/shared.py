@@ -70,7 +70,7 @@ def find_beginning(runs: Path, beginnings: dict[int, str], launched: Record) -> 
         try:
             known = json.loads((place / "facts.json").read_text())
             journal = Journal(place / "journal.jsonl")
-            epochs = [record for record, _ in journal.read() if record.get("step", step + 1) <= step]
+            epochs = [record for record, _ in journal.read() if record["kind"] == "epoch" and record["step"] <= step]
             journal.close()
             saved = checkpoint.latest(place)
             if saved is None or saved[0] != step or len(epochs) != step:
@@ -84,9 +84,10 @@ def find_beginning(runs: Path, beginnings: dict[int, str], launched: Record) -> 
 
 
 def forget_beginnings(runs: Path, beginnings: Iterable[str]) -> None:
-    """Remove what was left for others."""
+    """Remove what was left for others, and what a process that was killed had begun to leave."""
     for beginning in beginnings:
-        shutil.rmtree(runs / FOLDER / beginning, ignore_errors=True)
+        for place in (runs / FOLDER / beginning, *(runs / FOLDER).glob(f".{beginning}.*")):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _trained_on(facts: Record) -> Record:
