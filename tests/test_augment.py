@@ -84,6 +84,7 @@ def test_without_augmentation_a_spec_keeps_the_hash_it_had():
 HASH_AT_3BC5BB9 = "ea21fa5c200d5242b415d893887635afeb048824df536de161d2365afd5c52ed"
 
 
+@pytest.mark.slow
 def test_a_run_that_augments_ends_after_a_kill_as_if_nothing_had_happened(killer, peaceful, place):
     augmentation = {"name": "crop_flip_cutout", "pad": 2, "cutout": 3}
     spec = spec_file(place, "standard", augmentation=augmentation)

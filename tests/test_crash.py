@@ -76,6 +76,7 @@ def test_twenty_kills_at_random_moments(killer, peaceful, tmp_path, template_sto
     tell(what="kills", method=method, kills=dict(kills), runs=tries, differences=different)
 
 
+@pytest.mark.slow
 def test_checkpoint_every_n_epochs_resumes_too(killer, peaceful, place):
     """Epochs after the last checkpoint run again, and are not logged again."""
     after, met = survive(

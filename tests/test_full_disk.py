@@ -70,7 +70,7 @@ def test_a_full_disk(killer, peaceful, small_disk, room):
     tell(what="full disk", room=room, ended=kind[0] if kind else "no room needed", differences=0)
 
 
-@pytest.mark.parametrize("limit", [60_000, pytest.param(80_000, marks=pytest.mark.slow), pytest.param(100_000, marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("limit", [pytest.param(limit, marks=pytest.mark.slow) for limit in (60_000, 80_000, 100_000)])
 def test_a_file_that_may_not_grow(killer, peaceful, tmp_path, template_store, limit):
     """The same without a mount: the system refuses to let any file of the run grow beyond `limit` bytes."""
     shutil.copytree(template_store, tmp_path / "mlruns")

@@ -184,7 +184,7 @@ def launch_in_background(place: Path, **changes: object) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(killer, place, how, tmp_path_factory):
     long = {"name": "standard", "training": {"epochs": 30, "batch_size": 8}}
     process = launch_in_background(place, method=long)
@@ -426,6 +426,7 @@ def test_the_number_of_threads_is_that_of_the_beginning(killer, killed):
     assert not (killed / "mlruns" / "runs" / unfinished.run_id).exists()
 
 
+@pytest.mark.slow
 def test_a_listener_that_leaves_costs_the_run_nothing(place):
     (place / "long.json").write_text(json.dumps(tiny(data=DATA, method=METHODS["standard"])))
     command = f"{sys.executable} -c 'from nlt.cli import main; main()' launch long.json --device cpu | head -2"
