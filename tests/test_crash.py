@@ -13,10 +13,10 @@ from reliability import tell
 QUICK = [
     {"at": "mid-epoch", "n": 20},
     {"at": "mid-journal-line", "n": 6},
-    {"at": "torn-checkpoint", "n": 9},
     {"at": "before-end", "n": 1},
 ]
 SLOW = [
+    {"at": "torn-checkpoint", "n": 9},
     {"at": "mid-checkpoint", "n": 12},
     {"at": "after-metrics", "n": 4},
     {"at": "after-artifacts", "n": 5},
