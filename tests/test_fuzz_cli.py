@@ -194,7 +194,7 @@ def test_an_odd_option_is_taken_or_refused_in_one_sentence(
         assert result.exit_code in (0, 2), result.output
         assert "Traceback" not in result.output
         assert_no_password(result.output)
-        assert "training images" not in result.output, "it trains"
+        assert not re.search(r"\d training images", result.output), "it trains"
         if result.exit_code == 2 and name == "doctor" and not result.stderr:
             assert_one_sentence(result.stdout.splitlines()[-1].removeprefix("store").strip())
         elif result.exit_code == 2:

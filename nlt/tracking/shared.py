@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,8 @@ def forget_beginnings(runs: Path, beginnings: Iterable[str]) -> None:
     for beginning in beginnings:
         for place in (runs / FOLDER / beginning, *(runs / FOLDER).glob(f".{beginning}.*")):
             shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):  # another launch has left something, or nobody has
+        (runs / FOLDER).rmdir()
 
 
 def _trained_on(facts: Record) -> Record:
