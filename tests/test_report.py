@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from mlflow.entities import Metric as Point
 from mlflow.entities import Param, RunTag
 
@@ -19,7 +22,7 @@ from nlt.report import as_csv, as_json, compare, markdown
 from nlt.report.collect import ACCURACY, Cell, noise_title
 from nlt.report.curves import by_truth, curve, histogram_steps, mean_losses, panels, stage_starts
 from nlt.report.html import page
-from nlt.report.plots import axis_tops, drawings, lines, pdf, png
+from nlt.report.plots import STYLE, _legend, axis_tops, drawings, lines, pdf, png
 from nlt.report.statistics import paired_difference, summary
 from nlt.report.summary import log_summary
 from nlt.settings import BadInput
@@ -366,6 +369,20 @@ def test_captions_say_how_many_seeds(filled):
     accuracy, *_, losses = drawings(comparison, panels(filled, comparison.cells))
     assert "mean over 1 to 3 seeds; the band is ± one sample standard deviation" in accuracy.caption
     assert "seed 0" in losses.caption
+
+
+@pytest.mark.parametrize(("width", "columns"), [(3.5, 2), (7, 4), (1, 1)])
+def test_a_legend_is_no_wider_than_its_figure(width, columns):
+    with rc_context(STYLE):
+        figure = Figure((width, 2.7))
+        axes = figure.subplots()
+        for method in ("Standard, CE", "Standard, 5*NCE+RCE", "O2U, CE", "O2U, 5*NCE+RCE"):
+            axes.plot([0, 1], label=method)
+        _legend(figure, [axes])
+        FigureCanvasAgg(figure).draw()
+    [legend] = figure.legends
+    assert legend._ncols == columns
+    assert width == 1 or 0 <= legend.get_window_extent().x0 <= legend.get_window_extent().x1 <= figure.bbox.width
 
 
 # ---- the page ----

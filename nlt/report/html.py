@@ -199,7 +199,7 @@ def _second_table(comparison: Comparison, counter: _Counter) -> str:
     n = _same_n(comparison.cells)
     metrics = [metric for metric in comparison.metrics() if metric not in (ACCURACY, PRECISION)]
     differs = any(comparison.difference(cell) for cell in comparison.cells)
-    names = ["seeds", *(["difference, points"] if differs else []), *map(heading, metrics)]
+    names = ["seed numbers", *(["difference, points"] if differs else []), *map(heading, metrics)]
     rows = []
     for noise in comparison.noises:
         rows.append(f'<tr class="noise"><td colspan="{len(names) + 1}">{escape(noise_title(noise))}</td></tr>')

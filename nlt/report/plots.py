@@ -1,6 +1,7 @@
 """Figures of a comparison, for print: one style, legible in grey; matplotlib without pyplot's global state."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,7 +129,8 @@ def _accuracy(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:
     staged = any(accuracy.last_stage > 1 for panel in shown for accuracy in panel.accuracies)
     caption = f"Test accuracy by epoch, {_over(curves)}"
     caption += " Stages before a method's last one are thin; the dotted line marks where the last one begins." * staged
-    return Drawing("accuracy", "summary/accuracy", 1, figure, f"{caption} The axes of the panels differ.")
+    caption += " The axes of the panels differ." * (len(shown) > 1)
+    return Drawing("accuracy", "summary/accuracy", 1, figure, caption)
 
 
 def _detection(panels: list[Panel]) -> Drawing | None:
@@ -299,12 +301,20 @@ def _band(ax: Axes, found: Curve, colour: str, where: NDArray[np.bool_] | None =
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Put one legend for all panels below them."""
+    """Put one legend for all panels below them, in as few rows as its width allows."""
     entries: dict[Any, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=min(4, len(entries)))
+    renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
+    rows = max(1, math.ceil(len(entries) / 4))
+    while True:
+        ncols = math.ceil(len(entries) / rows)
+        legend = figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=ncols)
+        if ncols <= 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+            return
+        legend.remove()
+        rows += 1
 
 
 def _joined(labels: list[str]) -> str:
