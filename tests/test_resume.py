@@ -82,9 +82,9 @@ def test_rerun_begins_another_run_and_so_does_another_seed(killer, killed):
     ("change", "named"),
     [
         (lambda facts: facts["spec"]["noise"].update(rate=0.3), "spec"),
-        (lambda facts: facts["spec"]["noise"].update(seed=5), "spec"),
+        pytest.param(lambda facts: facts["spec"]["noise"].update(seed=5), "spec", marks=pytest.mark.slow),
         (lambda facts: facts["spec"].update(methd=1), "methd"),
-        (lambda facts: facts["same"].update({"data set": "0" * 16}), "data set"),
+        pytest.param(lambda facts: facts["same"].update({"data set": "0" * 16}), "data set", marks=pytest.mark.slow),
         (lambda facts: facts["same"].update({"set of training labels": "0" * 64}), "set of training labels"),
     ],
 )
@@ -218,6 +218,7 @@ def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(kil
     assert differences(one, two) == []
 
 
+@pytest.mark.slow
 def test_stopped_twice_it_stops_at_once(place):
     slow = {"name": "standard", "training": {"epochs": 2, "batch_size": 1}}  # minutes for an epoch
     process = launch_in_background(place, method=slow, data={"name": "digits"}, model={"name": "cnn9", "width": 1.0})
