@@ -96,7 +96,7 @@ def launch(
     if todo.finished:
         known = len(todo.finished)
         warn(f"{known} of {known + len(todo.jobs)} runs are finished already and are not run again (--rerun does).")
-    how = How(device, data_root, store.uri, store.runs, todo.sweep, log_model)
+    how = How(device, data_root, store.uri, store.runs, todo.sweep, log_model, todo.beginnings)
     ledger = Ledger(todo.jobs, todo.finished)
     if run_on_ray is None:
         _run(ledger, how, store, jobs)
@@ -106,8 +106,8 @@ def launch(
         )
     if not ledger.interrupted:
         forget_beginnings(store.runs, todo.beginnings)
-    if len(ledger.finished) > 1 and not ledger.interrupted:
-        _sum_up(store, todo.sweep)
+        if len(ledger.finished) > 1:
+            _sum_up(store, todo.sweep)
     ledger.conclude()
 
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from typing import Any
 
 import numpy as np
@@ -307,14 +307,12 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         handles, labels = ax.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
-    rows = max(1, math.ceil(len(entries) / 4))
-    while True:
+    for rows in count(max(1, math.ceil(len(entries) / 4))):
         ncols = math.ceil(len(entries) / rows)
         legend = figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=ncols)
         if ncols <= 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
             return
         legend.remove()
-        rows += 1
 
 
 def _joined(labels: list[str]) -> str:

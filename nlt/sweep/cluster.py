@@ -60,8 +60,8 @@ def on_ray(
     Raises:
         BadInput: there is no such cluster, or the data cannot be loaded.
     """
-    # They are left in a folder: on nodes that do not share it with this machine nobody would tidy them up.
-    jobs = [replace(job, leave=frozenset()) for job in jobs]
+    # Beginnings are left in a folder: on nodes that do not share it with this machine nobody would tidy them up.
+    how = replace(how, leave=frozenset())
     root = Path(os.path.expanduser(how.data_root or "data"))
     datasets = {key: data.load(root) for key, data in {_key(job): job.spec.data for job in jobs}.items()}
     # Runs that are no part of this launch, though they look like it.

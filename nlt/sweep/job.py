@@ -21,8 +21,6 @@ class Job:
     spec: Experiment
     seed: int
     unfinished: Unfinished | None = None
-    leave: frozenset[str] = frozenset()
-    """`Experiment.beginnings` that several runs of the launch have."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class How:
     """`Store.runs`."""
     sweep: str | None = None
     log_model: bool = False
+    leave: frozenset[str] = frozenset()
+    """`Experiment.beginnings` that a run leaves for the others."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def run_job(
                 store=store,
                 dataset=dataset,
                 patience_s=patience_s,
-                leave=job.leave,
+                leave=how.leave,
                 warn=note,
                 on_start=on_start,
                 on_epoch=on_epoch,
@@ -165,7 +165,7 @@ def run_job(
                 sweep=how.sweep,
                 store=store,
                 dataset=dataset,
-                leave=job.leave,
+                leave=how.leave,
                 warn=note if patient else None,
                 on_start=on_start,
                 on_epoch=on_epoch,

@@ -24,7 +24,7 @@ class Plan:
     finished: list[Finished]
     """What an earlier launch has done of it."""
     beginnings: frozenset[str]
-    """Of all its runs: what they may leave for one another, to be forgotten when they are over."""
+    """Those that several of its runs have: left for one another, and to be forgotten when all are over."""
 
 
 def plan(
@@ -58,14 +58,13 @@ def plan(
     shared = frozenset(beginning for beginning, runs in beginnings.items() if runs > 1)
     if rerun:
         forget_beginnings(store.runs, beginnings)
-        jobs = [Job(spec, seed, leave=shared) for (_, _, seed), spec in wanted.items()]
-        return Plan(sweep, jobs, [], shared)
+        return Plan(sweep, [Job(spec, seed) for (_, _, seed), spec in wanted.items()], [], shared)
     for sentence in sync(store).complaints:  # a finished run that MLflow does not know of would run again
         warn(sentence)
     try:
         finished = _finished(store, wanted)
         unfinished = {_key(run.spec, run.seed): run for run in unfinished_runs(store, warn)}
-        jobs = [Job(spec, key[2], unfinished.get(key), shared) for key, spec in wanted.items() if key not in finished]
+        jobs = [Job(spec, key[2], unfinished.get(key)) for key, spec in wanted.items() if key not in finished]
         for run in finished.values():
             _adopt(store, run.info.run_id, run.data.tags.get(SWEEP_TAG, ""), sweep)
         for job in jobs:

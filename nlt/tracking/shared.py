@@ -70,6 +70,8 @@ def find_beginning(runs: Path, beginnings: dict[int, str], launched: Record) -> 
             continue
         try:
             known = json.loads((place / "facts.json").read_text())
+            if known["trained_on"] != _trained_on(launched):
+                continue
             journal = Journal(place / "journal.jsonl")
             epochs = [record for record, _ in journal.read() if record["kind"] == "epoch" and record["step"] <= step]
             journal.close()
@@ -78,8 +80,7 @@ def find_beginning(runs: Path, beginnings: dict[int, str], launched: Record) -> 
                 raise ValueError("parts are missing")
         except (OSError, ValueError, BadInput):  # a crash of the machine cut it off, or another launch is over with it
             shutil.rmtree(place, ignore_errors=True)
-            continue
-        if known["trained_on"] == _trained_on(launched):
+        else:
             return Beginning(known["run_id"], epochs, saved)
     return None
 
