@@ -1,6 +1,6 @@
 """The frozen base of every settings class, and the one error a user can cause."""
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+    added_later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that older experiment files do not have; at their default they are no part of a spec's hash."""
+
+    def deciding(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """Return the settings as JSON-ready data for a hash, without `exclude` and fields added later and left alone.
+
+        So a spec keeps its hash when nlt gains a setting that the spec does not use.
+        """
+        fields = type(self).model_fields
+        left_alone = {key for key in self.added_later if getattr(self, key) == fields[key].get_default()}
+        data = self.model_dump(mode="json", exclude=left_alone | (exclude or set()))
+        return data | {key: value.deciding() for key, value in self if isinstance(value, Settings) and key in data}
 
 
 class BadInput(Exception):

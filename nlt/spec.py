@@ -44,6 +44,8 @@ class Published(Settings):
 class Experiment(Settings):
     """One experiment: data, noise, model, method, and how they are run. The seed is given at launch."""
 
+    added_later = frozenset({"augmentation"})
+
     schema_: str | None = Field(None, alias="$schema")
     """Where `schema.json` lies, so that editors complete this file."""
     name: Name
@@ -101,26 +103,20 @@ class Experiment(Settings):
 
     def sha256(self) -> str:
         """Return a hash of all that decides the numbers: everything but the descriptive fields."""
-        return _hash(self._deciding())
+        return _hash(self.deciding(DESCRIPTIVE))
 
     def beginnings(self, seed: int) -> dict[int, str]:
         """Return, for the end of each stage but the last, epochs until then -> hash of all that decides their numbers.
 
         Runs of equal hash train these stages alike: O2U-Net and O2U-Net & APL, say, up to the mask.
         """
-        data = self._deciding() | {"seed": seed, "compile": self.compile}
+        data = self.deciding(DESCRIPTIVE) | {"seed": seed, "compile": self.compile}
         stages, epochs, hashes = self.stages(), self.steps(), dict[int, str]()
         for name in list(stages)[:0:-1]:
             epochs -= stages[name].epochs
             del data["method"][name]
             hashes[epochs] = _hash(data)
         return hashes
-
-    def _deciding(self) -> dict[str, Any]:
-        data = self.model_dump(mode="json", exclude=DESCRIPTIVE)
-        if data["augmentation"] is None:  # specs from before there was any keep their hash
-            del data["augmentation"]
-        return data
 
 
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
