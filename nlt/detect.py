@@ -5,30 +5,43 @@ measures here may know.
 """
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Rounding = Literal["down", "as_code"]
 
-def smallest(scores_N: Tensor, forget_rate: float) -> Tensor:
-    """Keep the samples with the smallest scores and remove floor(forget_rate * N), those with the largest.
+
+def smallest(scores_N: Tensor, forget_rate: float, rounding: Rounding = "down") -> Tensor:
+    """Keep the samples with the smallest scores and remove the `forget_rate` share with the largest.
 
     Among equal scores those that come first are kept.
 
     Args:
         scores_N: float, no NaN.
-        forget_rate: the share to remove, in [0, 1); so at least one sample stays.
+        forget_rate: the share to remove, in [0, 1); at least one sample stays.
+        rounding: of the number removed, see `number_kept`.
 
     Returns:
         keep_N, bool.
     """
     keep_N = torch.zeros_like(scores_N, dtype=torch.bool)
-    keep_N[scores_N.argsort(stable=True)[: number_kept(len(scores_N), forget_rate)]] = True
+    keep_N[scores_N.argsort(stable=True)[: number_kept(len(scores_N), forget_rate, rounding)]] = True
     return keep_N
 
 
-def number_kept(N: int, forget_rate: float) -> int:
-    """Return how many of N samples `smallest` keeps: at least one."""
+def number_kept(N: int, forget_rate: float, rounding: Rounding = "down") -> int:
+    """Return how many of N samples `smallest` keeps: at least one.
+
+    Args:
+        N: the number of samples.
+        forget_rate: the share f to remove, in [0, 1).
+        rounding: `down` removes floor(f N); `as_code` keeps int((1 - f) N), which removes one more in most (N, f): the
+            published code.
+    """
+    if rounding == "as_code":
+        return max(1, int((1 - forget_rate) * N))  # in floating point, as there: 0.9 of 10 would leave none
     return N - min(math.floor(forget_rate * N + 1e-9), N - 1)  # 1e-9: 0.29 * 100 is 28.999999999999996
 
 

@@ -75,7 +75,7 @@ class RCE(Settings):
 class MAE(Settings):
     """Mean absolute error, sum_k |p_k - q_k| = 2 (1 - p_y), in [0, 2] (Ghosh et al. 2017). Passive, robust.
 
-    HanxunH's code leaves out the factor 2.
+    HanxunH's code leaves out the factor 2: half of this value.
     """
 
     name: Literal["mae"] = "mae"
@@ -88,7 +88,11 @@ class MAE(Settings):
 
 
 class GCE(Settings):
-    """Generalized cross-entropy, (1 - p_y^q) / q: MAE at q = 1, CE as q -> 0 (Zhang & Sabuncu 2018, eq. 6). Active."""
+    """Generalized cross-entropy, (1 - p_y^q) / q: MAE at q = 1, CE as q -> 0 (Zhang & Sabuncu 2018, eq. 6). Active.
+
+    HanxunH's pairs of GCE with MAE, RCE or NCE ignore the weight alpha of GCE (GCE with NCE also beta); here `apl`
+    weights any loss.
+    """
 
     name: Literal["gce"] = "gce"
     q: float = Field(0.7, gt=0, le=1)
@@ -110,7 +114,7 @@ class SCE(Settings):
     beta: float = Field(1.0, gt=0)
     """Weight of RCE; 1.0 for CIFAR-10 (section 4.3)."""
     A: float = Field(-4.0, lt=0)
-    """What log 0 stands for; -4 in the paper (section 4.1)."""
+    """What log 0 stands for; -4 in the paper (section 4.1). HanxunH's code clamps q at 1e-4: -9.21."""
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
         log_p_y_B = _of(_log_p(logits_BK), labels_B)
@@ -121,7 +125,11 @@ class SCE(Settings):
 
 
 class Focal(Settings):
-    """Focal loss, -(1 - p_y)^gamma log p_y (Lin et al. 2017, eq. 4). Active."""
+    """Focal loss, -(1 - p_y)^gamma log p_y (Lin et al. 2017, eq. 4). Active.
+
+    HanxunH's code takes (1 - p_y)^gamma for a constant in the gradient: this gradient is
+    1 - gamma p_y log p_y / (1 - p_y) times as large, 1 to 1 + gamma.
+    """
 
     name: Literal["focal"] = "focal"
     gamma: float = Field(2.0, ge=0, le=100)
@@ -136,7 +144,10 @@ class Focal(Settings):
 
 class NFL(Settings):
     """Normalized focal loss: the label's focal loss over the sum of all classes', in [0, 1] (Ma et al. 2020, eq. 8).
-    Active, robust."""
+    Active, robust.
+
+    HanxunH's code takes (1 - p_k)^gamma for constants in the gradient, see `focal`.
+    """
 
     name: Literal["nfl"] = "nfl"
     gamma: float = Field(0.5, ge=0, le=100)
@@ -151,7 +162,10 @@ class NFL(Settings):
 
 
 class NMAE(Settings):
-    """Normalized MAE, (1 - p_y) / (K - 1), in [0, 1 / (K - 1)] (Ma et al. 2020, eq. 7). Passive, robust."""
+    """Normalized MAE, (1 - p_y) / (K - 1), in [0, 1 / (K - 1)] (Ma et al. 2020, eq. 7). Passive, robust.
+
+    HanxunH's code divides by 2 (K - 1), having left out MAE's factor 2: half of this value.
+    """
 
     name: Literal["nmae"] = "nmae"
 
@@ -166,7 +180,7 @@ class NRCE(Settings):
     """Normalized RCE. A cancels: -A (1 - p_y) / (-A (K - 1)), the same as normalized MAE (Ma et al. 2020, section 3.1).
     Passive, robust.
 
-    HanxunH's code scales by (K - 1) / 4 instead of 1 / (K - 1).
+    In HanxunH's code A does not cancel: 9.21 (1 - p_y) (K - 1) / 4, which is 9.21 (K - 1)^2 / 4 times this value.
     """
 
     name: Literal["nrce"] = "nrce"
@@ -179,11 +193,15 @@ class NRCE(Settings):
 
 
 class NGCE(Settings):
-    """Normalized GCE, (1 - p_y^q) / (K - sum_k p_k^q), in [0, 1] (Ma et al. 2020, section 3.1). Active, robust."""
+    """Normalized GCE, (1 - p_y^q) / (K - sum_k p_k^q), in [0, 1] (Ma et al. 2020, section 3.1). Active, robust.
+
+    HanxunH's code clamps p at 1e-7, where p^q is still 0.2 at the q = 0.1 of its CIFAR-10 configurations: less likely
+    classes weigh less in the denominator, the loss is up to 1.25 times this, and a p_y below 1e-7 gets no gradient.
+    """
 
     name: Literal["ngce"] = "ngce"
     q: float = Field(0.7, gt=0, le=1)
-    """0.7 as in GCE."""
+    """0.7 as in GCE; 0.1 in HanxunH's CIFAR-10 configurations."""
 
     def __call__(self, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
         gce_BK = -(self.q * _log_p(logits_BK)).expm1()

@@ -5,13 +5,34 @@ K classes, N samples. T_KK[i, j] = P(given label j | true class i); every row su
 
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from nlt.settings import BadInput, Seed, Settings, brief
 
 Rate = Annotated[float, Field(ge=0, le=1)]
+Draw = Literal["inverse_cdf", "per_sample_multinomial"]
+
+
+class Drawn(Settings):
+    """What every kind of noise that draws labels can be asked for."""
+
+    added_later = frozenset({"draw"})
+
+    seed: Seed = 0
+    """Seed of the corruption, independent of the training seed."""
+    draw: Draw = "inverse_cdf"
+    """How a label is drawn from its row of T. `inverse_cdf`: one uniform number of torch's generator, looked up in the
+    row's cumulative sums. `per_sample_multinomial`: one multinomial of `numpy.random.RandomState(seed)` after another,
+    as Co-teaching's code and the paper's do, for `as_published`; the seed must be less than 2^32."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Drawn":
+        if self.draw == "per_sample_multinomial" and self.seed >= 2**32:
+            raise ValueError("with draw per_sample_multinomial, seed must be less than 2^32")
+        return self
 
 
 class NoNoise(Settings):
@@ -24,7 +45,7 @@ class NoNoise(Settings):
         return torch.eye(len(classes), dtype=torch.float64)
 
 
-class Symmetric(Settings):
+class Symmetric(Drawn):
     """Every wrong class is equally likely: T_ij = rate / (K - 1), T_ii = 1 - rate (paper, section 2.1).
 
     The true class is never drawn as a wrong one, so `rate` is the real share of wrong labels. DivideMix's
@@ -34,8 +55,6 @@ class Symmetric(Settings):
     name: Literal["symmetric"] = "symmetric"
     rate: Rate
     """Noise rate: the probability that a label is wrong, in [0, 1]."""
-    seed: Seed = 0
-    """Seed of the corruption, independent of the training seed."""
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return T, (K, K) float64."""
@@ -44,14 +63,12 @@ class Symmetric(Settings):
         return T_KK.fill_diagonal_(1 - self.rate)
 
 
-class PairFlip(Settings):
+class PairFlip(Drawn):
     """Class i turns into class i + 1, the last into the first (Co-teaching, Han et al. 2018, section 4)."""
 
     name: Literal["pair_flip"] = "pair_flip"
     rate: Rate
     """Noise rate: the probability that a label is wrong, in [0, 1]."""
-    seed: Seed = 0
-    """Seed of the corruption, independent of the training seed."""
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return T, (K, K) float64."""
@@ -59,7 +76,7 @@ class PairFlip(Settings):
         return (1 - self.rate) * eye_KK + self.rate * eye_KK.roll(1, dims=1)
 
 
-class Asymmetric(Settings):
+class Asymmetric(Drawn):
     """Some classes turn into one look-alike each, e.g. {"cat": "dog", "dog": "cat"} (Patrini et al. 2017, section 5).
 
     All flips are decided from the true label at once. HanxunH's CIFAR-10 code flips labels it has flipped before,
@@ -71,8 +88,6 @@ class Asymmetric(Settings):
     """Probability that a label of a class in `flips` is wrong, in [0, 1]; the other classes stay clean."""
     flips: dict[str, str] = Field(min_length=1)
     """Class map: true class -> the class it is mistaken for."""
-    seed: Seed = 0
-    """Seed of the corruption, independent of the training seed."""
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return T, (K, K) float64.
@@ -95,14 +110,12 @@ class Asymmetric(Settings):
         return T_KK
 
 
-class Matrix(Settings):
+class Matrix(Drawn):
     """Any transition matrix, given row by row (rows = true class)."""
 
     name: Literal["matrix"] = "matrix"
     rows: tuple[tuple[Rate, ...], ...]
     """T: rows[i][j] = P(given label j | true class i), each row sums to 1."""
-    seed: Seed = 0
-    """Seed of the corruption, independent of the training seed."""
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return T, (K, K) float64.
@@ -126,17 +139,23 @@ class Matrix(Settings):
 Noise = Annotated[NoNoise | Symmetric | PairFlip | Asymmetric | Matrix, Field(discriminator="name")]
 
 
-def corrupt(clean_N: Tensor, T_KK: Tensor, seed: int) -> Tensor:
+def corrupt(clean_N: Tensor, T_KK: Tensor, seed: int, draw: Draw = "inverse_cdf") -> Tensor:
     """Draw a given label for each sample from the row of its true class.
 
     Args:
         clean_N: true classes, int64 in [0, K).
         T_KK: transition matrix, float64, rows sum to 1.
         seed: seed of the draw; the result depends on nothing else.
+        draw: how (see `Drawn.draw`). The two draw from the same distribution, but not the same labels.
 
     Returns:
         The given labels, (N,) int64.
     """
+    if draw == "per_sample_multinomial":
+        # The published code's order of calls decides its labels: sample after sample, in the data set's order.
+        generator, rows_KK = np.random.RandomState(seed), T_KK.numpy()
+        given = [int(generator.multinomial(1, rows_KK[k]).argmax()) for k in clean_N.tolist()]
+        return torch.tensor(given, dtype=torch.int64)
     # One uniform number per sample, sorted into its row's cumulative sums: the draw of a sample depends on its place
     # alone. The last sum is set to 1 since rounding may leave it below the number drawn.
     draws_N1 = torch.rand(len(clean_N), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

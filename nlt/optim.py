@@ -45,9 +45,10 @@ class Step(Settings):
 
     name: Literal["step"] = "step"
     lrs: tuple[Rate, ...] = (0.01, 0.005, 0.001)
-    """Learning rates; the default is the authors' code (`main.py`, lines 50-56)."""
+    """Learning rates; the default is that of the authors' code (`main.py`, lines 50-56)."""
     fractions: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.25, 0.5)
-    """Ascending fractions of the stage at which the next rate begins; one fewer than `lrs`."""
+    """Ascending fractions of the stage at which the next rate begins; one fewer than `lrs`. The default is that of the
+    authors' code, in which each step comes one epoch earlier, since it counts the epoch that begins as over."""
 
     @model_validator(mode="after")
     def _fit(self) -> "Step":

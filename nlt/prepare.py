@@ -52,13 +52,14 @@ def prepare(
         train = Samples(
             images_NCHW=train.images_NCHW,
             ids_N=train.ids_N,
-            labels_N=corrupt(train.labels_N, T_KK, spec.noise.seed),
+            labels_N=corrupt(train.labels_N, T_KK, spec.noise.seed, spec.noise.draw),
             clean_N=train.labels_N,
             files=train.files,
         )
     train, val = hold_out(train, spec.data.val_fraction, spec.data.seed)
     empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
-    fewest = number_kept(len(train), spec.method.model_dump().get("forget_rate", 0.0))
+    method = spec.method.model_dump()
+    fewest = number_kept(len(train), method.get("forget_rate", 0.0), method.get("forget_rounding", "down"))
     _, C, H, W = train.images_NCHW.shape
     if spec.augmentation is not None:
         spec.augmentation.check(H, W)

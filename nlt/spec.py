@@ -35,6 +35,8 @@ class Published(Settings):
 
     source: str = Field(min_length=1, max_length=200)
     """Where it stands: authors, year, table."""
+    n: int | None = Field(None, ge=1)
+    """How many runs each number is the mean of, 1 if it is that of a single run; null if it is not said."""
     test_accuracy: float | None = Field(None, ge=0, le=1)
     """Test accuracy, in [0, 1]."""
     noise_precision: float | None = Field(None, ge=0, le=1)
@@ -73,8 +75,9 @@ class Experiment(Settings):
     precision: Precision = "auto"
     """`bf16` (autocast), `fp32`, or `auto`: bf16 where the device has it in hardware."""
     compile: Compile = "auto"
-    """Whether to compile the network (`torch.compile`, with CUDA graphs): `on`, `off`, or `auto`: where the run has so
-    many steps that it pays. Changes numbers no more than rounding does."""
+    """Whether to compile the network (`torch.compile`, with CUDA graphs): `on`, `off`, or `auto`: where the gain that was
+    measured on such a device pays within the run; none was measured so far, so it is off. Changes numbers no more than
+    rounding does."""
     deterministic: bool = False
     """On a GPU: only kernels that give the same numbers each time, slower; a CPU does so anyway."""
     checkpoint_every: int = Field(1, ge=1, le=100_000)

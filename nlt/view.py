@@ -27,8 +27,9 @@ def description(experiment: str) -> str:
 - **Charts**: `nlt ui` prints the link that opens this experiment on its comparison view; sliders go through the epochs.
 - **Summary**: the run named `summary` of a sweep has the tables as its description, and all figures in `report.html`.
 - **Numbers**: `nlt compare "{experiment}"`, with `--format html|md|csv|json` for a report, a paper or a program.
-- **Metrics**: `final/test_accuracy_last` is after the last epoch, not at the best one; `noise/precision` is the share
-  of wrong labels among the removed ones, `noise/remaining` among the kept; fractions lie in [0, 1].
+- **Metrics**: `final/test_accuracy_last` is the last epoch's, not the best one's (measured after it; before it under
+  `evaluate: before`); `noise/precision` is the share of wrong labels among the removed ones, `noise/remaining` among
+  the kept; fractions lie in [0, 1].
 """
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlt.detect import auc, mask_quality, smallest
+from nlt.detect import auc, mask_quality, number_kept, smallest
 
 T, F = True, False
 
@@ -57,6 +57,30 @@ def test_smallest_keeps_the_first_among_many_ties() -> None:
 )
 def test_number_removed_by_hand(forget_rate: float, N: int, removed: int) -> None:
     assert int((~smallest(torch.arange(N).float(), forget_rate)).sum()) == removed
+
+
+@pytest.mark.parametrize(
+    ("forget_rate", "N", "removed"),
+    [
+        (0.2, 20_000, 4_000),  # the paper's cells: int(0.8 * 20000) = 16000, int(0.4 * 20000) = 8000, none differs
+        (0.6, 20_000, 12_000),
+        (0.25, 10, 3),  # 10 - int(7.5); floor(2.5) is 2
+        (0.1, 1_400, 140),  # int(0.9 * 1400) = 1260
+        (0.1, 1_397, 140),  # 1397 - int(1257.3); floor(139.7) is 139
+        (0.9, 10, 9),  # (1 - 0.9) * 10 is 0.9999999999999998, of which int leaves nothing: one stays
+        (0.0, 10, 0),
+    ],
+)
+def test_number_removed_by_the_published_codes_rounding(forget_rate: float, N: int, removed: int) -> None:
+    assert int((~smallest(torch.arange(N).float(), forget_rate, "as_code")).sum()) == removed
+
+
+def test_the_published_codes_rounding_removes_one_more_in_most_cases() -> None:
+    """The claim of `number_kept`, over rates of two digits and 1,000 to 1,199 samples."""
+    more = [
+        number_kept(N, f / 100) - number_kept(N, f / 100, "as_code") for f in range(1, 100) for N in range(1000, 1200)
+    ]
+    assert set(more) == {0, 1} and sum(more) / len(more) > 0.9
 
 
 def test_smallest_keeps_one_however_near_1_the_rate() -> None:

@@ -7,6 +7,7 @@ labels 0, 1, 2 have p_y = 1/2, 1/4, 1/8.
 import math
 from typing import Any
 
+import published
 import pytest
 import torch
 from hypothesis import given, settings
@@ -239,6 +240,86 @@ def test_gce_at_the_smallest_q(loss: Any, by_hand: float) -> None:
 def test_name_in_tables_and_round_trip_through_json(loss: Any, text: str) -> None:
     assert str(loss) == text
     assert TypeAdapter(Loss).validate_json(loss.model_dump_json()) == loss
+
+
+# ---- the APL paper's code
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "ratio"),  # theirs / ours
+    [
+        (RCE(), published.rce, 1),
+        (MAE(), published.mae, 1 / 2),
+        (NMAE(), published.nmae, 1 / 2),
+        # 9.2103404 (1 - p_y) (K - 1) / 4 over (1 - p_y) / (K - 1), K = 4: 9.2103404 * 9 / 4
+        (NRCE(), published.nrce, 20.723266),
+        (GCE(), published.gce, 1),
+        (SCE(A=-9.2103404), published.sce, 1),
+    ],
+    ids=lambda case: repr(case) if isinstance(case, MAE | NMAE | RCE | NRCE | GCE | SCE) else "",
+)
+def test_ratio_to_the_apl_papers_code(ours: Any, theirs: Any, ratio: float) -> None:
+    ratios = theirs(LOGITS_BK, LABELS_B) / ours(LOGITS_BK, LABELS_B)
+    assert ratios.tolist() == pytest.approx([ratio] * 3, rel=1e-5)
+
+
+def test_sce_takes_the_papers_a_and_the_apl_papers_code_another() -> None:
+    """Less 0.1 CE, which both have: 9.2103404 / 4."""
+    parts = [loss(LOGITS_BK, LABELS_B) - 0.1 * CE()(LOGITS_BK, LABELS_B) for loss in (published.sce, SCE())]
+    assert (parts[0] / parts[1]).tolist() == pytest.approx([2.3025851] * 3, rel=1e-5)
+
+
+def gradients(loss: Any, logits_BK: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+    logits_BK = logits_BK.clone().requires_grad_()
+    loss(logits_BK, labels_B).sum().backward()
+    assert logits_BK.grad is not None
+    return logits_BK.grad
+
+
+@pytest.mark.parametrize(
+    ("gamma", "by_hand"),
+    [
+        # 1 - gamma p log p / (1 - p): p = 1/2: 1 + gamma ln 2; 1/4: 1 + gamma 2/3 ln 2; 1/8: 1 + gamma 3/7 ln 2
+        (0.5, [1.3465736, 1.2310491, 1.1485315]),
+        (2.0, [2.3862944, 1.9241962, 1.5941262]),
+    ],
+)
+def test_focals_gradient_beside_one_that_takes_the_factor_for_a_constant(gamma: float, by_hand: list[float]) -> None:
+    ours = gradients(Focal(gamma=gamma), LOGITS_BK, LABELS_B)
+    theirs = gradients(lambda logits, labels: published.focal(logits, labels, gamma), LOGITS_BK, LABELS_B)
+    assert (ours / theirs).T.tolist() == [pytest.approx(by_hand, rel=1e-4)] * 4  # the direction is the same
+
+
+def test_nfls_gradient_beside_one_that_takes_the_factors_for_constants() -> None:
+    """The values are equal, the gradients are not. f_k = -(1 - p_k)^g log p_k has the slopes a_k (p_j - [k = j]) with
+    a_k = (1 - p_k)^g, and here a_k = (1 - p_k)^g - g p_k (1 - p_k)^(g - 1) log p_k; f_y / S has, with S = sum_k f_k,
+    (a_y (p_j - [y = j]) S - f_y sum_k a_k (p_j - [k = j])) / S^2, whose norms at g = 1/2 have these ratios."""
+    torch.testing.assert_close(NFL()(LOGITS_BK, LABELS_B), published.nfl(LOGITS_BK, LABELS_B))
+    ours, theirs = (gradients(loss, LOGITS_BK, LABELS_B).norm(dim=1) for loss in (NFL(), published.nfl))
+    assert (ours / theirs).tolist() == pytest.approx([1.3017718, 1.2256945, 1.1595247], rel=1e-4)
+
+
+def test_ngces_clamp_matters_at_q_0_1() -> None:
+    """p = (1/2, 1/2, 0), label 0: 1 - 2^-0.1 = 0.0669670 over 2 * 0.0669670 + 1, or, with 1e-7^0.1 = 0.1995262 for the
+    third class, over 2 * 0.0669670 + 0.8004738: 0.0590569 and 0.0716679."""
+    logits_1K, label_1 = torch.tensor([[0.0, 0.0, -200.0]]), torch.tensor([0])
+    assert NGCE(q=0.1)(logits_1K, label_1).item() == pytest.approx(0.0590569, rel=1e-5)
+    assert published.ngce(logits_1K, label_1).item() == pytest.approx(0.0716679, rel=1e-5)
+    # With ever more such classes the ratio goes to 1 / 0.8004738.
+    many_1K = torch.tensor([[0.0, 0.0, *[-200.0] * 2000]])
+    ratio = published.ngce(many_1K, label_1) / NGCE(q=0.1)(many_1K, label_1)
+    assert 1.2 < ratio.item() < 1.2493
+    # Label 2, p_y = 0: no gradient there, one here.
+    logits_1K = torch.tensor([[0.0, 0.0, -20.0]])
+    assert gradients(published.ngce, logits_1K, torch.tensor([2]))[0, 2].abs() < 1e-8
+    assert gradients(NGCE(q=0.1), logits_1K, torch.tensor([2]))[0, 2].abs() > 1e-3
+
+
+def test_gce_pairs_ignore_their_weight_in_the_apl_papers_code() -> None:
+    theirs = [published.gce_and_mae(LOGITS_BK, LABELS_B, alpha, 1.0) for alpha in (1.0, 10.0)]
+    assert torch.equal(*theirs)
+    ours = [APL(active=GCE(), passive=MAE(), alpha=alpha)(LOGITS_BK, LABELS_B) for alpha in (1.0, 10.0)]
+    assert (ours[1] - ours[0]).tolist() == pytest.approx((9 * GCE()(LOGITS_BK, LABELS_B)).tolist(), rel=1e-5)
 
 
 def test_default_for_log_0_is_log_1e_4() -> None:

@@ -4,17 +4,19 @@ N samples, K classes. T_KK[i, j] = P(given label j | true class i).
 """
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from conftest import REPO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from nlt.noise import Asymmetric, Matrix, Noise, NoNoise, PairFlip, Symmetric, corrupt, empirical_matrix
+from nlt.noise import Asymmetric, Draw, Matrix, Noise, NoNoise, PairFlip, Symmetric, corrupt, empirical_matrix
 from nlt.settings import BadInput
+from nlt.spec import load
 
 CLASSES = ("cat", "dog", "deer", "truck")
 # Drawn with seed 0: 0.970, 0.708, 0.459, 0.921, 0.645 ... Row 0 of T at rate 0.6 has the edges 0.4, 0.6, 0.8, 1, row 1
@@ -179,6 +181,55 @@ def test_seeded_labels_stay_what_they_were() -> None:
     """A published corruption must come out the same in the next version of this project."""
     T_KK = Symmetric(rate=0.6).matrix(CLASSES)
     assert corrupt(balanced(16), T_KK, seed=0).tolist() == GOLDEN
+
+
+# numpy draws a multinomial as one binomial after another, each from one uniform number U: class j, of probability p of
+# what is left, is taken if U > 1 - p, or, where p > 1/2, if U <= p; the last class takes the rest. RandomState(0) gives
+# .549, .715, .603, .545, .424, .646, .438, .892, .964, .383, .792, .529, .568, .926, .071, .087, .020.
+# At rate 0.6, true classes 0, 1, 2, 3 in turn:
+#   0: .549 > .6 no, .715 > 2/3 -> 1          1: .603 > .8 no, .545 > .5 -> 1
+#   2: .424 > .8 no, .646 > .75 no, .438 <= 2/3 -> 2        3: .892 > .8 -> 0
+#   0: .964 > .6 -> 0                         1: .383 > .8 no, .792 > .5 -> 1
+#   2: .529 > .8 no, .568 > .75 no, .926 <= 2/3 no -> 3     3: .071 > .8 no, .087 > .75 no, .020 > 2/3 no -> 3
+def test_per_sample_multinomial_by_hand() -> None:
+    T_KK = Symmetric(rate=0.6).matrix(CLASSES)
+    given_N = corrupt(balanced(8), T_KK, seed=0, draw="per_sample_multinomial")
+    assert given_N.dtype == torch.int64
+    assert given_N.tolist() == [1, 1, 2, 0, 0, 1, 3, 3]
+
+
+# The true classes of CIFAR-4's first 20 training images in the official order, and what the published code makes of them.
+CIFAR4_FIRST = [3, 2, 0, 3, 2, 2, 0, 3, 0, 0, 1, 3, 0, 3, 0, 2, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("rate", "given"),
+    [
+        (0.2, [3, 2, 0, 1, 2, 2, 0, 3, 1, 0, 1, 3, 2, 3, 0, 2, 0, 1, 1, 2]),
+        (0.6, [3, 2, 1, 0, 1, 3, 3, 0, 0, 0, 0, 2, 3, 0, 3, 2, 2, 0, 0, 2]),
+    ],
+)
+def test_as_published_draws_the_published_codes_labels(rate: float, given: list[int]) -> None:
+    spec = load(REPO / "experiments" / "as_published" / f"base_{round(100 * rate)}.json")
+    assert isinstance(spec.noise, Symmetric) and spec.noise.rate == rate
+    T_KK = spec.noise.matrix(CLASSES)
+    assert corrupt(torch.tensor(CIFAR4_FIRST), T_KK, spec.noise.seed, spec.noise.draw).tolist() == given
+
+
+@pytest.mark.parametrize("draw", get_args(Draw))
+def test_every_draw_has_the_frequencies_of_its_row(draw: Draw) -> None:
+    """20,000 draws of a row; a standard deviation is at most 0.0035."""
+    T_KK = Matrix(rows=ROWS).matrix(CLASSES)
+    given_N = corrupt(torch.full((20_000,), 3), T_KK, seed=4, draw=draw)
+    shares_K = torch.bincount(given_N, minlength=4) / 20_000
+    assert shares_K.tolist() == pytest.approx(ROWS[3], abs=0.015)
+
+
+def test_a_draw_is_no_part_of_an_older_specs_hash_and_its_seed_has_32_bits() -> None:
+    assert Symmetric(rate=0.2).deciding() == {"name": "symmetric", "rate": 0.2, "seed": 0}
+    assert Symmetric(rate=0.2, draw="per_sample_multinomial").deciding()["draw"] == "per_sample_multinomial"
+    with pytest.raises(ValidationError, match="less than 2\\^32"):
+        Symmetric(rate=0.2, seed=2**32, draw="per_sample_multinomial")
 
 
 def test_global_random_state_neither_matters_nor_moves() -> None:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import published
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -49,9 +50,19 @@ def test_step_default_over_100_epochs() -> None:
 @pytest.mark.parametrize(("n", "fractions"), [(100, (0.2424, 0.4949)), (30, (0.2413, 0.4827)), (50, (0.2448, 0.4897))])
 def test_fractions_of_as_published_give_the_published_rates(n: int, fractions: tuple[float, ...]) -> None:
     """The published code runs `for epoch in range(1, n)`, so n - 1 epochs, and compares `epoch` with fractions of n."""
-    published = [0.01 if epoch < 0.25 * n else 0.005 if epoch < 0.5 * n else 0.001 for epoch in range(1, n)]
     step = Step(fractions=fractions)
-    assert [step.at(t, n - 1) for t in range(1, n)] == published
+    assert [step.at(t, n - 1) for t in range(1, n)] == [published.step_lr(epoch, n) for epoch in range(1, n)]
+
+
+def test_each_step_of_the_published_code_comes_one_epoch_before_the_defaults() -> None:
+    changes = [[t for t in range(2, 100) if at(t) != at(t - 1)] for at in (
+        lambda t: published.step_lr(t, 100), lambda t: Step().at(t, 100))]  # fmt: skip
+    assert changes == [[25, 50], [26, 51]]
+
+
+def test_offset_1_gives_the_published_cyclical_rates() -> None:
+    rates = [Cyclical(offset=1).at(t, 19) for t in range(1, 20)]
+    assert rates == pytest.approx([published.cyclical_lr(epoch) for epoch in range(1, 20)], rel=1e-12)
 
 
 @pytest.mark.parametrize("percent", range(1, 100))

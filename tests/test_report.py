@@ -29,7 +29,7 @@ from nlt.settings import BadInput
 from nlt.tracking import Store, experiment_id, open_store
 
 NAN = float("nan")
-PUBLISHED = {"source": "Doe <b>2023</b>, Table 1", "test_accuracy": 0.796}
+PUBLISHED = {"source": "Doe <b>2023</b>, Table 1", "n": 1, "test_accuracy": 0.796}
 # Seed -> last-epoch accuracy. Differences of o2u to standard at 0.2: 0.10, 0.20; at 0.6 seed 0 alone is in both.
 ACCURACIES = {
     ("standard", "CE", "symmetric 0.2"): {0: 0.60, 1: 0.70},
@@ -206,7 +206,7 @@ def test_csv_by_hand(filled):
     assert (row["seeds"], row["test_accuracy_last_n"], row["baseline"]) == ("0 1", "2", "Standard, CE")
     assert float(row["test_accuracy_last_mean"]) == pytest.approx(0.8)
     assert float(row["test_accuracy_last_sd"]) == pytest.approx(0.141421, abs=1e-6)
-    assert float(row["published_test_accuracy"]) == 0.796
+    assert (float(row["published_test_accuracy"]), row["published_n"]) == (0.796, "1")
     # differences 0.1 and 0.2: mean 0.15, deviation 0.0707107, 12.7062 * that / sqrt(2) = 0.635310
     assert float(row["difference_low"]) == pytest.approx(0.15 - 0.635310, abs=1e-5)
     assert float(row["difference_high"]) == pytest.approx(0.15 + 0.635310, abs=1e-5)
@@ -226,9 +226,19 @@ def test_json_has_each_seed(filled):
 
 def test_markdown_rows(filled):
     text = markdown(compare(filled))
-    assert "| O2U, CE | 80.0 ± 14.1 (2) [79.6] | 75.0 ± 0.0 (2) | 30.0 ± 7.1 (2) | 75.0 ± 0.0 (2) |" in text
+    assert "| O2U, CE | 80.0 ± 14.1 (2) [79.6 (1)] | 75.0 ± 0.0 (2) | 30.0 ± 7.1 (2) | 75.0 ± 0.0 (2) |" in text
     assert "| symmetric 0.2 | O2U, NCE+RCE | 3 | +15.0 ± 0.0 (2) | 90 ± 0 |" in text
     assert "| symmetric 0.6 | O2U, CE | 2 | \N{MINUS SIGN}5.0 (1) | 90 ± 0 |" in text
+
+
+def test_a_published_number_of_which_nobody_said_how_many_runs(empty):
+    """Runs of an nlt before `n`, and a number of runs that is none."""
+    store, experiment = empty
+    for name, n in (("unsaid", {}), ("many", {"n": "many"})):
+        add_run(store, experiment, name=name, published={"source": "Doe", "test_accuracy": 0.7, **n}, artifacts=False)
+    text = markdown(compare(store))
+    assert "[unsaid] | 50.0 (1) [70.0] |" in text
+    assert "[many] | 50.0 (1) |" in text
 
 
 def test_a_bar_in_a_name_does_not_end_its_column(empty):
@@ -438,7 +448,7 @@ def test_the_page_says_where_its_numbers_come_from(read_page, filled):
     for run in filled.client.search_runs(["1"]):
         assert run.info.run_id in text
     for words in ("3 methods, 2 noise settings, 10 runs; seeds 0, 1, 2", "Doe <b>2023</b>, Table 1", "Figure 5.", "first",
-                  "80.0 ± 14.1", "79.6", "baseline", "Student's t", "\N{MINUS SIGN}5.0 (1)"):  # fmt: skip
+                  "80.0 ± 14.1", "79.6 (1)", "baseline", "Student's t", "\N{MINUS SIGN}5.0 (1)"):  # fmt: skip
         assert words in text, words
 
 

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import published
 import pytest
 from conftest import REPO, tiny
 
 from nlt.losses import APL, CE, NCE, RCE
+from nlt.methods.o2u import O2U
+from nlt.optim import Constant
 from nlt.settings import BadInput
 from nlt.spec import Experiment, check, json_schema, load
 
@@ -61,7 +64,8 @@ def test_corrected_cells_follow_the_text(kind, rate):
     assert (spec.data.name, spec.noise.name, spec.noise.rate) == ("cifar4", "symmetric", rate / 100)
     assert (spec.optimizer.momentum, spec.optimizer.weight_decay) == (0.9, 1e-4)
     assert (spec.model.name, spec.model.width, spec.model.eval_dropout) == ("cnn9", 1.0, False)
-    assert (spec.profile, spec.evaluate) == ("corrected", "after")
+    assert (spec.profile, spec.evaluate, spec.noise.draw) == ("corrected", "after", "inverse_cdf")
+    assert spec.published.n == 1
     stages = spec.stages()
     nce_rce = APL(active=NCE(), passive=RCE(), alpha=1.0, beta=1.0)
     assert stages["training"].loss == (nce_rce if "apl" in kind else CE())
@@ -71,7 +75,8 @@ def test_corrected_cells_follow_the_text(kind, rate):
         assert [(n, s.epochs, s.batch_size) for n, s in stages.items()] == [
             ("pretraining", 30, 128), ("cyclical", 20, 16), ("training", 50, 128)
         ]  # fmt: skip
-        assert spec.method.forget_rate == rate / 100
+        assert (spec.method.forget_rate, spec.method.forget_rounding) == (rate / 100, "down")
+        assert stages["pretraining"].schedule == Constant(lr=0.01)  # section 2.2
         c = stages["cyclical"].schedule
         assert (c.r1, c.r2, c.period, c.offset) == (0.01, 0.001, 10, 0)
         assert stages["pretraining"].loss == stages["cyclical"].loss == CE()
@@ -82,19 +87,33 @@ def test_corrected_cells_follow_the_text(kind, rate):
 def test_as_published_cells_follow_the_code(kind, rate):
     spec = load(REPO / "experiments" / "as_published" / f"{kind}_{rate}.json")
     assert (spec.profile, spec.evaluate, spec.model.eval_dropout) == ("as_published", "before", True)
-    assert spec.optimizer.weight_decay == 5e-4
+    assert (spec.optimizer.weight_decay, spec.precision, spec.published.n) == (5e-4, "fp32", 1)
+    assert (spec.noise.draw, spec.noise.seed) == ("per_sample_multinomial", 0)
     epochs = [s.epochs for s in spec.stages().values()]
     assert epochs == ([99] if kind in ("base", "apl") else [29, 19, 49])
     for name, stage in spec.stages().items():
         rates = [stage.schedule.at(t, stage.epochs) for t in range(1, stage.epochs + 1)]
         n = stage.epochs + 1
-        if name == "cyclical":  # t = (epoch % 10 + 1) / 10; lr = (1 - t) * 0.01 + t * 0.001
-            expected = [0.01 - 0.0009 * (epoch % 10 + 1) for epoch in range(1, n)]
-        else:  # adjust_learning_rate: 0.01 below a quarter of n, 0.005 below half, 0.001 from there
-            expected = [0.01 if e < 0.25 * n else 0.005 if e < 0.5 * n else 0.001 for e in range(1, n)]
-        assert rates == pytest.approx(expected)
+        lr = published.cyclical_lr if name == "cyclical" else lambda epoch, n=n: published.step_lr(epoch, n)
+        assert rates == pytest.approx([lr(epoch) for epoch in range(1, n)])
     if "o2u" in kind:
-        assert spec.method.restart == "pretrained"
+        assert (spec.method.restart, spec.method.forget_rounding) == ("pretrained", "as_code")
+
+
+@pytest.mark.parametrize("cell", ["o2u_20", "o2u_60", "o2u_apl_20", "o2u_apl_60"])
+def test_reduced_cells_are_the_corrected_ones_but_for_their_size(cell):
+    full, reduced = (load(REPO / "experiments" / folder / f"{cell}.json") for folder in (".", "reduced"))
+    sizes = {"epochs": 0}
+    for (name, ours), theirs in zip(full.stages().items(), reduced.stages().values(), strict=True):
+        assert ours.model_copy(update=sizes) == theirs.model_copy(update=sizes), name
+    assert (reduced.noise, reduced.optimizer) == (full.noise, full.optimizer)
+    assert reduced.method.forget_rate == full.method.forget_rate
+
+
+def test_defaults_of_o2u_are_the_papers():
+    stages = load(REPO / "experiments" / "o2u_20.json").stages()
+    defaults = O2U(forget_rate=0.2)
+    assert {name: getattr(defaults, name) for name in stages} == stages
 
 
 # ---- loading ----

@@ -12,7 +12,7 @@ import torch
 from nlt.data.samples import Dataset, DataSettings, Samples, finish, pick, reason
 from nlt.settings import BadInput
 
-CIFAR4_CLASSES = ("cat", "dog", "horse", "deer")  # in the paper's order
+CIFAR4_CLASSES = ("cat", "dog", "horse", "deer")  # in the order of the authors' code
 DOWNLOAD_TIMEOUT_S = 30.0  # of silence, not of the whole download
 
 

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from nlt.detect import smallest
-from nlt.optim import Cyclical
+from nlt.detect import Rounding, smallest
+from nlt.optim import Constant, Cyclical
 from nlt.run import Run
 from nlt.settings import Settings
 from nlt.train import Stage, train_epoch
@@ -24,19 +24,25 @@ class O2U(Settings):
        added to the samples' scores; the `forget_rate` share with the largest scores is marked as wrong.
     3. Training on the samples that are left, with any loss (with NCE + RCE: the paper's "O2U-Net & APLoss").
 
-    Differences from the authors' code (`main.py`): the cyclical rate follows the formula from t = 1 (the code begins
-    one epoch into the round and so never ends the first), each stage runs all its epochs (the code one fewer), the
-    accuracy is measured after an epoch (the code: before), the loss logged in stage 3 is the mean over the samples
-    trained on (the code divides by N), and stage 1's weights are handed on in memory (the code: a file that all runs
-    share). As in the code, each stage begins with a new optimizer. Huang et al. also stop stage 1 early; neither
-    implementation does.
+    Differences from the authors' code (`main.py`): stage 1 keeps its learning rate, as the paper says (the code steps
+    it down as in stage 3), the cyclical rate follows the formula from t = 1 (the code begins one epoch into the round,
+    so the first round lacks its first epoch: 0.0082 ... 0.001 in epochs 1 to 9), floor(f N) samples are removed (the
+    code keeps int((1 - f) N)), each stage runs all its epochs (the code one fewer), the accuracy is measured after an
+    epoch (the code: before), the loss logged in stage 3 is the mean over the samples trained on (the code divides by
+    N), and stage 1's weights are handed on in memory (the code: a file that all runs share). As in the code, each stage
+    begins with a new optimizer. Huang et al. also stop stage 1 early; neither implementation does.
     """
+
+    added_later = frozenset({"forget_rounding"})
 
     name: Literal["o2u"] = "o2u"
     forget_rate: float = Field(ge=0, lt=1)
     """Share of the samples that is removed, in [0, 1): 1 would leave nothing. The paper sets it to the noise rate."""
-    pretraining: Stage = Stage(epochs=30)
-    """Stage 1: 30 epochs at batch 128."""
+    forget_rounding: Rounding = "down"
+    """How many that is of N: `down`, floor(f N); `as_code`, N - int((1 - f) N), the authors' code (`main.py`, lines
+    181-186): one more in most (N, f), none in the paper's cells."""
+    pretraining: Stage = Stage(epochs=30, schedule=Constant(lr=0.01))
+    """Stage 1: 30 epochs at batch 128 and a constant learning rate of 0.01 (paper, sections 2.2 and 3)."""
     cyclical: Stage = Stage(epochs=20, batch_size=16, schedule=Cyclical())
     """Stage 2: 20 epochs at batch 16, two rounds of the cyclical learning rate."""
     training: Stage = Stage(epochs=50)
@@ -63,7 +69,7 @@ class O2U(Settings):
             net.set_lr(self.cyclical.schedule.at(t, self.cyclical.epochs))
             losses_N = train_epoch(net, run.batches(self.cyclical.batch_size), self.cyclical.loss)
             scores_N += losses_N - losses_N.mean()
-            keep_N.copy_(smallest(scores_N, self.forget_rate))
+            keep_N.copy_(smallest(scores_N, self.forget_rate, self.forget_rounding))
             run.report(losses_N=losses_N, keep_N=keep_N, scores_N=scores_N)
 
         net.copy_weights(start)

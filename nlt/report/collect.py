@@ -46,6 +46,8 @@ class Published:
     """What a paper says of the same cell; fractions."""
 
     source: str
+    n: int | None
+    """How many runs a number is the mean of, where that is known."""
     test_accuracy: float | None
     noise_precision: float | None
 
@@ -241,8 +243,9 @@ def _title(method: str) -> str:
 def _published(run: MlflowRun) -> Published | None:
     try:
         given = json.loads(run.data.tags["nlt.published"])
-        numbers = [given.get(key) for key in ("test_accuracy", "noise_precision")]
-        return Published(str(given["source"]), *(None if n is None else float(n) for n in numbers))
+        n, *numbers = (given.get(key) for key in ("n", "test_accuracy", "noise_precision"))
+        accuracy, precision = (None if number is None else float(number) for number in numbers)
+        return Published(str(given["source"]), None if n is None else int(n), accuracy, precision)
     except (KeyError, ValueError, TypeError, AttributeError):  # tags can be edited in the UI
         return None
 

@@ -15,6 +15,7 @@ from nlt.report.text import (
     heading,
     show_difference,
     show_mean,
+    show_published,
 )
 from nlt.tracking import git_commit
 
@@ -160,22 +161,21 @@ def _first_table(comparison: Comparison, counter: _Counter) -> str:
             cell = comparison.cell(label, noise)
             for metric, theirs in columns:
                 if theirs:
-                    value = cell.published.of(metric) if cell and cell.published else None
-                    row.append(f'<td class="theirs">{"" if value is None else f"{100 * value:.1f}"}</td>')
+                    row.append(f'<td class="theirs">{show_published(cell, metric)}</td>')
                     continue
                 text = escape(_number(cell, metric, n))
                 bold = metric is ACCURACY and cell is not None and cell is best[noise]
                 row.append(f"<td>{f'<b>{text}</b>' if bold else text}</td>")
         rows.append(f"<tr>{''.join(row)}</tr>")
     says = [
-        "Test accuracy after the last epoch and noise precision (the share of wrong labels among the removed ones), %:",
+        "Test accuracy of the last epoch and noise precision (the share of wrong labels among the removed ones), %:",
         _mean_of(n),
         "The seeds vary the training only; the wrong labels are drawn once, by the noise seed of the spec.",
     ]
     if any(best.values()):
         says.append("Bold: the highest mean at each noise.")
     if sources := comparison.sources():
-        says.append(f"Published: {'; '.join(sources)}.")
+        says.append(f"Published (number of runs, where it is said): {'; '.join(sources)}.")
     caption = f"{counter.next('Table')} {escape(' '.join(says))}"
     head = f'<tr><th class="text"></th>{first}</tr>\n<tr><th class="text">method</th>{second}</tr>'
     return _table(caption, head, "\n".join(rows))
@@ -273,7 +273,7 @@ def _runs(comparison: Comparison, counter: _Counter) -> str:
                 rows.append(f'<tr>{shown}<td class="text"><code>{escape(run.info.run_id)}</code></td></tr>')
     head = '<tr><th class="text">run</th><th class="text">method</th><th class="text">noise</th><th>seed</th>'
     head += '<th>test acc.</th><th>begun (UTC)</th><th class="text">MLflow run id</th></tr>'
-    caption = f"{counter.next('Table')} The runs, with their test accuracy after the last epoch, %."
+    caption = f"{counter.next('Table')} The runs, with their test accuracy of the last epoch, %."
     return _table(caption, head, "\n".join(rows), "runs")
 
 

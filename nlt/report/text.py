@@ -32,7 +32,7 @@ def differences_caption(comparison: Comparison) -> str:
 def published_caption(comparison: Comparison) -> str:
     """Say whose numbers the published ones are."""
     sources = comparison.sources()
-    return f"In brackets what is published: {'; '.join(sources)}." if sources else ""
+    return f"In brackets what is published (number of runs, where it is said): {'; '.join(sources)}." if sources else ""
 
 
 def show(found: Summary | None, metric: Metric) -> str:
@@ -63,10 +63,17 @@ def show_difference(found: Difference | None, seeds: int) -> str:
 
 def with_published(cell: Cell, metric: Metric) -> str:
     """Return a cell's number, and in brackets the published one."""
-    theirs = cell.published.of(metric) if cell.published else None
-    return " ".join(
-        filter(None, (show(cell.summary(metric), metric), "" if theirs is None else f"[{100 * theirs:.1f}]"))
-    )
+    theirs = show_published(cell, metric)
+    return " ".join(filter(None, (show(cell.summary(metric), metric), f"[{theirs}]" if theirs else "")))
+
+
+def show_published(cell: Cell | None, metric: Metric) -> str:
+    """Return the published number of a cell and of how many runs it is the mean, "79.6 (1)"; "" where there is none."""
+    published = cell.published if cell else None
+    number = published.of(metric) if published else None
+    if published is None or number is None:
+        return ""
+    return f"{100 * number:.1f}" + ("" if published.n is None else f" ({published.n})")
 
 
 def heading(metric: Metric) -> str:
@@ -207,7 +214,7 @@ def as_csv(comparisons: list[Comparison]) -> str:
             row |= {f"difference_{k}": (record["difference"] or {}).get(k) for k in ("n", "mean", "low", "high")}
             row |= {
                 f"published_{k}": (record["published"] or {}).get(k)
-                for k in ("source", "test_accuracy", "noise_precision")
+                for k in ("source", "n", "test_accuracy", "noise_precision")
             }
             rows.append(row)
     columns = list(dict.fromkeys(key for row in rows for key in row))
