@@ -75,9 +75,9 @@ class Experiment(Settings):
     precision: Precision = "auto"
     """`bf16` (autocast), `fp32`, or `auto`: bf16 where the device has it in hardware."""
     compile: Compile = "auto"
-    """Whether to compile the network (`torch.compile`, with CUDA graphs): `on`, `off`, or `auto`: where the gain that was
-    measured on such a device pays within the run; none was measured so far, so it is off. Changes numbers no more than
-    rounding does."""
+    """Whether to compile the network (`torch.compile`, with CUDA graphs): `on`, `off`, or `auto`: where the gain
+    measured on such a device pays for compiling; none was measured so far, so `auto` is off. Changes numbers no
+    more than rounding does."""
     deterministic: bool = False
     """On a GPU: only kernels that give the same numbers each time, slower; a CPU does so anyway."""
     checkpoint_every: int = Field(1, ge=1, le=100_000)

@@ -39,7 +39,7 @@ class Stage(Settings):
     epochs: int = Field(100, ge=1, le=100_000)
     """Number of epochs."""
     batch_size: int = Field(128, ge=1, le=1_000_000)
-    """Samples per optimizer step: 128 in the authors' code (`main.py`, lines 81, 86), 16 in the cyclical stage (131)."""
+    """Samples per optimizer step: 128 in the authors' code (`main.py`, lines 81, 86), 16 in its stage 2 (131)."""
     loss: Loss = CE()
     """Per-sample loss; its mean over the batch is minimized."""
     schedule: Schedule = Step()

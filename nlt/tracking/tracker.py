@@ -358,8 +358,9 @@ def final_metrics(epochs: list[Epoch]) -> dict[str, float]:
     """Return a run's headline numbers.
 
     `final/test_accuracy_last`: the last epoch's, measured after it, or before it under `evaluate: before` (which never
-    scores the last weights); `_mean10`: mean over the last ten epochs of the last stage (all of them, if fewer); `_at_best_val`: in the last stage's first epoch of the highest validation accuracy, where there is
-    a validation split. `final/noise_*`: the last mask's measures. `final/train_seconds`: the epochs, less evaluation.
+    scores the last weights); `_mean10`: mean over the last ten epochs of the last stage (all of them, if fewer);
+    `_at_best_val`: in the last stage's first epoch of the highest validation accuracy, where there is a validation
+    split. `final/noise_*`: the last mask's measures. `final/train_seconds`: the epochs, less evaluation.
     """
     last_stage = [epoch.metrics for epoch in epochs if epoch.stage == epochs[-1].stage]
     final = {
