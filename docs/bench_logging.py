@@ -20,12 +20,12 @@ import torch
 from nlt.checkpoint import Writer
 from nlt.data import Dataset, Samples
 from nlt.losses import CE
-from nlt.run import Epoch, Split
+from nlt.run import EpochRecord, Split
 from nlt.spec import check
 from nlt.tracking import Facts, RunFolder, open_store, start_run
 from nlt.tracking.delivery import deliver
 from nlt.tracking.tracker import Tracker
-from nlt.train import Batches, Learner, find_device, find_precision, train_epoch
+from nlt.train import Epoch, Learner, find_device, find_precision, train_epoch
 
 N, BATCH, ROUNDS = 20_000, 128, 5
 
@@ -53,7 +53,7 @@ def main() -> None:
     net.set_lr(0.01)
     split = Split(train, device)
     timed = N if device.type == "cuda" else BATCH
-    rows = torch.arange(timed, device=device)
+    images_NHWC, labels_N = split.images_NHWC[:timed], split.labels_N[:timed]
     names = "train/loss train/accuracy test/accuracy optim/lr time/epoch_seconds time/images_per_second"
     names += " noise/precision noise/recall noise/remaining noise/auc"
     metrics = dict.fromkeys(names.split(), 0.5)
@@ -78,10 +78,10 @@ def main() -> None:
         for step in range(
             1, ROUNDS + 2
         ):  # interleaved, so that a noisy neighbour meets all; the first is for warming up
-            epoch = Epoch(step, 99, "cyclical", step, metrics, losses_N, losses_N < 4, losses_N)
-            batches = Batches(split.images_NHWC, split.labels_N, rows, BATCH)
+            epoch = EpochRecord(step, 99, "cyclical", step, metrics, losses_N, losses_N < 4, losses_N)
+            part = Epoch(images_NHWC, labels_N, BATCH, generator)
             taken = {
-                "train": timed_call(train_epoch, net, batches, CE()) * N / timed,
+                "train": timed_call(train_epoch, net, part, CE()) * N / timed,
                 "journal": timed_call(tracker.log_epoch, epoch),
                 "copy": timed_call(writer.save, step, {"net": net.state(), "start": net.state()}),
                 "write": timed_call(writer.wait),

@@ -50,10 +50,10 @@ class Kind:
 
 
 KINDS = (
-    Kind("epoch", Stage()),
-    Kind("epoch, robust loss", Stage(loss=APL(active=NCE(), passive=RCE()))),
-    Kind("epoch, augmented", Stage(), augmentation=CropFlipCutout(cutout=16)),
-    Kind("epoch, cyclical with detection", Stage(batch_size=16, schedule=Cyclical()), detects=True),
+    Kind("epoch", Stage(epochs=1)),
+    Kind("epoch, robust loss", Stage(epochs=1, loss=APL(active=NCE(), passive=RCE()))),
+    Kind("epoch, augmented", Stage(epochs=1), augmentation=CropFlipCutout(cutout=16)),
+    Kind("epoch, cyclical with detection", Stage(epochs=1, batch_size=16, schedule=Cyclical()), detects=True),
 )
 
 
@@ -185,7 +185,7 @@ def _rounds(width: float, device: torch.device, size: Size, result: Bench, folde
     bound = Learner(CNN9(width=width).build(3, SIDE, SIDE, K), SGD(), device, precision, size.compiled)
     bound.set_lr(LR)
     result.flops[width] = _flops(Learner(CNN9(width=width).build(3, SIDE, SIDE, K), SGD(), device, precision))
-    generator, B = torch.Generator().manual_seed(0), EVALUATION_BATCH[device.type]
+    B = EVALUATION_BATCH[device.type]
     images_NHWC, labels_N = test.images_NCHW.permute(0, 2, 3, 1).contiguous().to(device), test.labels_N.to(device)
     with writer:
         for n in range(size.rounds):
@@ -197,20 +197,15 @@ def _rounds(width: float, device: torch.device, size: Size, result: Bench, folde
                 seconds = 0.0
                 # Twice, of which the second counts: beside it is written what the first left to be written.
                 for again in (1, 2):
-                    for _ in run.epochs(f"{kind.name} {n} {again}", 1, net):
+                    run.augmentation = kind.augmentation
+                    for epoch in run.epochs(f"{kind.name} {n} {again}", kind.stage, net):
                         began = _now(device)
-                        net.set_lr(LR)
-                        batches = run.batches(batch)
-                        if kind.augmentation is not None:
-                            batches = batches.augmented(kind.augmentation, generator)
-                        losses_N = train_epoch(net, batches, kind.stage.loss)
+                        losses_N = train_epoch(net, epoch, kind.stage.loss)
                         if kind.detects:
                             scores_N += losses_N - losses_N.mean()
-                            run.report(losses_N=losses_N, keep_N=smallest(scores_N, FORGET_RATE), scores_N=scores_N)
-                        else:
-                            run.report(losses_N=losses_N)
+                            epoch.report(scores_N=scores_N, keep_N=smallest(scores_N, FORGET_RATE))
                     seconds = _now(device) - began
-                evaluation_s = _timed(device, partial(evaluate, net, images_NHWC, labels_N))
+                evaluation_s = _timed(device, partial(evaluate, [net], images_NHWC, labels_N))
                 _note(result, (width, kind.name, batch), size.images / (seconds - evaluation_s), bound_s)
             _note(result, (width, "evaluation", B), len(test) / evaluation_s, _forward_bound(bound, B))
             for batch in sorted({kind.stage.batch_size for kind in KINDS}):
@@ -247,21 +242,20 @@ def _timed(device: torch.device, call: Callable[[], object]) -> float:
 
 def resident(net: Learner, B: int) -> tuple[Tensor, Tensor]:
     """Return (images_BCHW, labels_B) where the network is, as batches come to it."""
-    samples, device = _samples(B), net.train_accuracy.device
+    samples, device = _samples(B), net.device
     return to_float(samples.images_NCHW.permute(0, 2, 3, 1).contiguous().to(device)), samples.labels_N.to(device)
 
 
 def step(net: Learner, images_BCHW: Tensor, labels_B: Tensor) -> None:
     """Take one optimizer step: forward, backward, update."""
-    net.optimizer.zero_grad(set_to_none=True)
-    CE()(net.logits(images_BCHW, len(images_BCHW)), labels_B).mean().backward()
-    net.optimizer.step()
+    net.batch_size = len(images_BCHW)
+    net.step(CE()(net(images_BCHW), labels_B).mean())
 
 
 def _bound(net: Learner, B: int, images: int) -> float:
     """Return seconds per image of forward, backward and optimizer step on one batch that is there."""
     net.network.train()
-    batch, device, steps = resident(net, B), net.train_accuracy.device, max(1, images // B)
+    batch, device, steps = resident(net, B), net.device, max(1, images // B)
     step(net, *batch)  # warms up, while what nlt left to its threads is finished
     began = _now(device)
     for _ in range(steps):
@@ -274,8 +268,8 @@ def _forward_bound(net: Learner, B: int) -> float:
     net.network.eval()
     images_BCHW, _ = resident(net, B)
     with torch.no_grad():
-        net.logits(images_BCHW)
-        return _timed(net.train_accuracy.device, lambda: [net.logits(images_BCHW) for _ in range(4)]) / (4 * B)
+        net(images_BCHW)
+        return _timed(net.device, lambda: [net(images_BCHW) for _ in range(4)]) / (4 * B)
 
 
 def _flops(net: Learner) -> int:

@@ -19,7 +19,7 @@ from nlt import checkpoint
 from nlt.checkpoint import State
 from nlt.data import Dataset
 from nlt.prepare import Prepared, likeness, prepare, sameness
-from nlt.run import Epoch, Run
+from nlt.run import EpochRecord, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment, check
 from nlt.tracking import (
@@ -48,7 +48,7 @@ class Result:
     seed: int
     metrics: dict[str, float]
     """The final metrics, by their MLflow names."""
-    epochs: list[Epoch]
+    epochs: list[EpochRecord]
     """All epochs, with losses, masks and scores."""
     undelivered: str
     """A sentence on what has not reached MLflow yet, or ""."""
@@ -99,7 +99,7 @@ def launch(
     leave: Collection[str] = (),
     warn: Callable[[str], None] | None = None,
     on_start: Start = lambda run_id, prepared, done: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda epoch: None,
 ) -> Result:
     """Run one experiment with one seed and track it in MLflow.
 
@@ -151,7 +151,7 @@ def resume(
     leave: Collection[str] = (),
     warn: Callable[[str], None] = lambda sentence: None,
     on_start: Start = lambda run_id, prepared, done: None,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda epoch: None,
 ) -> Result:
     """Go on with an interrupted run, in the same MLflow run, at the epoch after its last checkpoint.
 
@@ -237,7 +237,7 @@ def _track(
     saved: tuple[int, State] | None,
     leave: Collection[str],
     on_start: Start,
-    on_epoch: Callable[[Epoch], None],
+    on_epoch: Callable[[EpochRecord], None],
 ) -> Result:
     facts = prepared.facts
     # What was trained in part elsewhere, or by other code, is of no use to others.
@@ -246,7 +246,7 @@ def _track(
     with stop_signals() as stop, _determinism(spec.deterministic):
         tracker, writer = Tracker(store, folder, facts), checkpoint.Writer(folder.path)
 
-        def tell(epoch: Epoch) -> None:
+        def tell(epoch: EpochRecord) -> None:
             writer.wait()  # written beside this epoch; a run that is killed repeats no more than if it had waited then
             tracker.log_epoch(epoch)
             on_epoch(epoch)

@@ -1,7 +1,7 @@
-"""What a method is handed: given labels, learners, randomness, epochs that resume, and a place to report.
+"""What a method is handed: given labels, learners, buffers, randomness, and epochs that resume.
 
 N training samples, K classes. A method sees nothing else: the clean labels, the kind of noise and its true rate stay
-behind `report`, which is the only place that evaluates and logs.
+behind `Run.epochs`, which is the only place that evaluates and logs.
 """
 
 import time
@@ -19,11 +19,11 @@ from nlt.data import Samples
 from nlt.detect import auc, mask_quality
 from nlt.models import Model
 from nlt.optim import SGD
-from nlt.train import Batches, Learner, evaluate
+from nlt.train import Epoch, Learner, Stage, evaluate, predict
 
 
 @dataclass(frozen=True)
-class Epoch:
+class EpochRecord:
     """What became known in one epoch; everything lies on the CPU."""
 
     step: int
@@ -38,10 +38,17 @@ class Epoch:
     """By their MLflow names."""
     losses_N: Tensor
     """float32, NaN for samples that were left out."""
-    keep_N: Tensor | None
-    """The mask, in epochs that detect."""
-    scores_N: Tensor | None
-    """The scores behind the mask: the higher, the more suspicious."""
+    keep_N: Tensor | None = None
+    """The mask, in epochs that make one."""
+    scores_N: Tensor | None = None
+    """Scores, in epochs that have some: the higher, the more suspicious."""
+    labels_N: Tensor | None = None
+    """The labels that the method believes, in epochs in which it has changed some; int64."""
+
+    @property
+    def detects(self) -> bool:
+        """Whether the epoch says anything of which labels are wrong."""
+        return self.keep_N is not None or self.scores_N is not None
 
 
 class Split:
@@ -50,7 +57,7 @@ class Split:
     def __init__(self, samples: Samples, device: torch.device):
         self.images_NHWC = samples.images_NCHW.permute(0, 2, 3, 1).contiguous().to(device)
         self.labels_N = samples.labels_N.to(device)
-        self.wrong_N = samples.wrong_N
+        self.wrong_N, self.clean_N = samples.wrong_N, samples.clean_N
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Run:
     What a method registers (learners, buffers) is saved after each epoch. After an interruption the method starts from
     the top: stages that were over yield nothing, and when the one in progress begins, all that was registered until
     then takes its saved state. So what stands between two stages may run once more, and what a later stage needs of an
-    earlier one has to be registered, and updated in place.
+    earlier one has to be registered before the stage begins, and updated in place.
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class Run:
         device: torch.device,
         precision: Literal["fp32", "bf16"],
         evaluate_before: bool,
-        on_epoch: Callable[[Epoch], None],
+        on_epoch: Callable[[EpochRecord], None],
         after_epoch: Callable[[int, Callable[[], State]], None] = lambda step, state: None,
         augmentation: CropFlipCutout | None = None,
         compiled: bool = False,
@@ -94,72 +101,118 @@ class Run:
         self.learners: dict[str, Learner] = {}
         self.buffers: dict[str, Tensor] = {}
         self.step = 0
-        """Epochs reported so far, through all stages."""
+        """Epochs that are over, through all stages."""
         self.best_val: BestVal | None = None
         """Of the stage in progress, or the last one; None without a validation split."""
         self.pending = resume
         """The state to go on from, until the stage that it belongs to begins."""
+        self.nets: tuple[Learner, ...] = ()
+        """The learners whose mean prediction is judged, of the stage in progress or the last one."""
         self._train = Split(train, device)
+        self.labels_N = self._train.labels_N
+        """The given labels, int64, on the training device."""
+        self.augmentation = augmentation
+        """What is done to training images at random, if anything."""
         self._held_out = {name: Split(s, device) for name, s in (("val", val), ("test", test)) if s is not None}
         self._model, self._optimizer, self._precision, self._compiled = model, optimizer, precision, compiled
         self._evaluate_before, self._on_epoch, self._steps = evaluate_before, on_epoch, steps
-        self._after_epoch, self._augmentation = after_epoch, augmentation
+        self._after_epoch = after_epoch
         self._stages: set[str] = set()
+        self._in_stage = False
         # Initial weights and dropout draw from torch's global generators (nn.Module offers no other), the order of
-        # the samples, and what augmentation draws, from one of its own, on the CPU: the same on every device.
+        # the samples, what augmentation draws, and methods from one of its own, on the CPU: the same on every device.
         global_seed, order_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64).tolist()
         torch.manual_seed(global_seed)
-        self._order = torch.Generator().manual_seed(order_seed)
+        self.generator = torch.Generator().manual_seed(order_seed)
+        """Of all that a method draws; on the CPU, and part of each checkpoint."""
 
     def learner(self, name: str) -> Learner:
-        """Return a learner with freshly drawn weights of the experiment's model, registered under `name`."""
+        """Return a learner with freshly drawn weights of the experiment's model, registered under `name`.
+
+        Raises:
+            RuntimeError: the name is taken, or a stage is in progress.
+        """
+        self._check_name(name)
         _, H, W, C = self._train.images_NHWC.shape
         network = self._model.build(C, H, W, self.K)
         self.learners[name] = Learner(network, self._optimizer, self.device, self._precision, self._compiled)
         return self.learners[name]
 
     def buffer(self, name: str, tensor: Tensor) -> Tensor:
-        """Return `tensor` on the training device, registered under `name`: write into it, do not replace it."""
+        """Return `tensor` on the training device, registered under `name`: write into it, do not replace it.
+
+        Raises:
+            RuntimeError: the name is taken, a stage is in progress, or the tensor needs a gradient.
+        """
+        self._check_name(name)
+        if tensor.requires_grad:
+            raise RuntimeError(
+                f"the buffer {name!r} needs a gradient, and restoring it would be an operation of its graph: register "
+                "tensor.detach() and take steps in place"
+            )
         self.buffers[name] = tensor.to(self.device)
         return self.buffers[name]
 
-    def batches(self, size: int, keep_N: Tensor | None = None) -> Batches:
-        """Return the next epoch's batches: all samples, or the kept ones, in a newly drawn order."""
-        rows_M = torch.randperm(self.N, generator=self._order).to(self.device)
-        if keep_N is not None:
-            rows_M = rows_M[keep_N[rows_M]]
-        batches = Batches(self._train.images_NHWC, self._train.labels_N, rows_M, size)
-        return batches if self._augmentation is None else batches.augmented(self._augmentation, self._order)
+    def _check_name(self, name: str) -> None:
+        if name in self.learners or name in self.buffers:
+            raise RuntimeError(f"{name!r} is registered twice: a checkpoint could not tell the two apart")
+        if self._in_stage:
+            raise RuntimeError(
+                f"{name!r} is registered inside the stage {self._stage!r}, after the saved state was restored: "
+                "register it before the stage"
+            )
 
-    def epochs(self, stage: str, epochs: int, net: Learner) -> Iterator[int]:
-        """Yield t = 1 .. epochs; `net` is the learner whose accuracy is reported. The body must call `report` once.
+    def epochs(self, name: str, stage: Stage, *nets: Learner) -> Iterator[Epoch]:
+        """Yield the epochs of a stage; each one's accuracies are those of the nets' mean prediction.
 
-        After an interruption: nothing if the stage was over, else from the epoch that follows the saved one.
+        Before each epoch all learners get the stage's learning rate and are put into training mode. After an
+        interruption: nothing if the stage was over, else from the epoch that follows the saved one.
+
+        Args:
+            name: of the stage, unlike any other of the run.
+            stage: epochs, batch size, schedule.
+            nets: one or more registered learners.
         """
-        if stage in self._stages:
-            raise RuntimeError(f"two stages are called {stage!r}: a checkpoint could not tell them apart")
-        self._stages.add(stage)
-        self.net, first = net, 1
+        if name in self._stages:
+            raise RuntimeError(f"two stages are called {name!r}: a checkpoint could not tell them apart")
+        if not nets:
+            raise RuntimeError(f"stage {name!r} names no learner whose accuracy is measured")
+        self._stages.add(name)
+        self.nets, first = nets, 1
         if self.pending is None:
             self.best_val = None
-        elif self.pending["stage"] != stage:
+        elif self.pending["stage"] != name:
             return
         else:
             first = self.pending["t"] + 1
             self._load(self.pending)
             self.pending = None
-        for t in range(first, epochs + 1):
-            self._stage, self._t, step = stage, t, self.step + 1
-            self._accuracies = self._evaluate() if self._evaluate_before else {}
-            self._began = time.perf_counter()
-            yield t
-            if self.step != step:
-                raise RuntimeError(f"stage {stage!r} must call run.report(...) exactly once in each epoch")
-            self._after_epoch(step, self._state)
+        train = self._train
+        self._stage, self._in_stage = name, True
+        try:
+            for t in range(first, stage.epochs + 1):
+                self._t = t
+                for net in self.learners.values():
+                    net.batch_size = stage.batch_size
+                    net.set_lr(stage.schedule.at(t, stage.epochs))
+                accuracies = self._evaluate() if self._evaluate_before else {}
+                for net in self.learners.values():
+                    net.network.train()
+                epoch = Epoch(train.images_NHWC, train.labels_N, stage.batch_size, self.generator, self.augmentation, t)
+                began = time.perf_counter()
+                yield epoch
+                self._end(epoch, began, accuracies)
+                self._after_epoch(self.step, self._state)
+        finally:
+            self._in_stage = False
+
+    def predict(self, *nets: Learner) -> Tensor:
+        """Return log_p_NK of the training images, without augmentation, as `nlt.train.predict`."""
+        return predict(nets, self._train.images_NHWC)
 
     def _state(self) -> State:
         """Return all that decides how the run goes on."""
-        generators = {"order": self._order.get_state(), "torch": torch.get_rng_state()}
+        generators = {"order": self.generator.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
         return {
@@ -179,47 +232,68 @@ class Run:
         for name, tensor in state["buffers"].items():
             self.buffers[name].copy_(tensor)
         self.best_val = None if state["best_val"] is None else BestVal(**state["best_val"])
-        self._order.set_state(state["generators"]["order"])
+        self.generator.set_state(state["generators"]["order"])
         torch.set_rng_state(state["generators"]["torch"])
         if self.device.type == "cuda" and "cuda" in state["generators"]:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
 
-    def report(self, *, losses_N: Tensor, keep_N: Tensor | None = None, scores_N: Tensor | None = None) -> None:
-        """Measure and log the epoch that is ending.
-
-        Args:
-            losses_N: per-sample losses, NaN for samples that were left out.
-            keep_N: the mask, if this epoch detects wrong labels.
-            scores_N: the scores behind it, the higher, the more suspicious.
-        """
-        losses_N = losses_N.to("cpu", torch.float32, copy=True)  # waits for the device, so the clock below is true
-        seconds = time.perf_counter() - self._began
-        visited_N = losses_N.isfinite()
+    def _end(self, epoch: Epoch, began: float, accuracies: dict[str, float]) -> None:
+        """Measure an epoch that is over, and tell of it."""
+        train_accuracy = epoch.accuracy()  # waits for the device, so the clock below is true
+        seconds = time.perf_counter() - began
+        losses_N = epoch.losses_N.to("cpu", copy=True)
+        visited_N = epoch.seen_N.cpu()
         metrics = {
             "train/loss": float(losses_N[visited_N].double().mean()),
-            "train/accuracy": float(self.net.train_accuracy),
-            **(self._accuracies or self._evaluate()),
-            "optim/lr": self.net.lr,
+            "train/accuracy": train_accuracy,
+            **(accuracies or self._evaluate()),
+            "optim/lr": self.nets[0].lr,
             "time/epoch_seconds": seconds,
             "time/images_per_second": int(visited_N.sum()) / seconds,
+            **{f"method/{name}": float(value) for name, value in epoch.metrics.items()},
         }
-        # Copies, since a method goes on writing into its own tensors.
-        keep_N = None if keep_N is None else keep_N.to("cpu", copy=True)
-        scores_N = None if scores_N is None else scores_N.to("cpu", torch.float32, copy=True)
-        if self._train.wrong_N is not None and keep_N is not None:
-            metrics |= mask_quality(keep_N, self._train.wrong_N)
-            if scores_N is not None and (area := auc(scores_N, self._train.wrong_N)) is not None:
-                metrics["noise/auc"] = area
+        reported = {name: tensor.cpu() for name, tensor in epoch.reported.items()}
+        scores_N = reported.get("scores_N")
+        record = EpochRecord(
+            self.step + 1, self._steps, self._stage, self._t, metrics, losses_N, reported.get("keep_N"),
+            None if scores_N is None else scores_N.float(), reported.get("labels_N"),
+        )  # fmt: skip
+        metrics |= self._quality(record)
         self.step += 1
-        self._on_epoch(Epoch(self.step, self._steps, self._stage, self._t, metrics, losses_N, keep_N, scores_N))
+        self._on_epoch(record)
+
+    def _quality(self, record: EpochRecord) -> dict[str, float]:
+        """Compare what an epoch reported with the truth, where that is known."""
+        quality: dict[str, float] = {}
+        wrong_N = self._train.wrong_N
+        if record.labels_N is not None:
+            quality["labels/changed"] = float((record.labels_N != self.labels_N.cpu()).double().mean())
+            if self._train.clean_N is not None:
+                quality["labels/wrong"] = float((record.labels_N != self._train.clean_N).double().mean())
+        if wrong_N is not None and record.keep_N is not None:
+            quality |= mask_quality(record.keep_N, wrong_N)
+        if wrong_N is not None and record.scores_N is not None:
+            area = auc(record.scores_N, wrong_N)
+            quality |= {} if area is None else {"noise/auc": area}
+        return quality
 
     def _evaluate(self) -> dict[str, float]:
         accuracies = {
-            f"{name}/accuracy": evaluate(self.net, split.images_NHWC, split.labels_N)
+            f"{name}/accuracy": evaluate(self.nets, split.images_NHWC, split.labels_N)
             for name, split in self._held_out.items()
         }
         val = accuracies.get("val/accuracy")
         if val is not None and (self.best_val is None or val > self.best_val.accuracy):
-            weights = {name: value.detach().clone() for name, value in self.net.network.state_dict().items()}
-            self.best_val = BestVal(val, weights)
+            self.best_val = BestVal(val, {name: value.clone() for name, value in self.weights().items()})
         return accuracies
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of the learners that are judged: as the network names them, of several NAME.WEIGHT."""
+        if len(self.nets) == 1:
+            return {name: value.detach() for name, value in self.nets[0].network.state_dict().items()}
+        names = {learner: name for name, learner in self.learners.items()}
+        return {
+            f"{names[net]}.{name}": value.detach()
+            for net in self.nets
+            for name, value in net.network.state_dict().items()
+        }

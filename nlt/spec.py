@@ -13,6 +13,8 @@ from pydantic import Field, ValidationError
 
 from nlt.augment import CropFlipCutout
 from nlt.data import Data
+from nlt.methods.coteaching import CoTeaching
+from nlt.methods.elr import ELR
 from nlt.methods.o2u import O2U
 from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
@@ -21,7 +23,7 @@ from nlt.optim import SGD
 from nlt.settings import BadInput, Settings, brief
 from nlt.train import Compile, Precision, Stage
 
-Method = Annotated[Standard | O2U, Field(discriminator="name")]
+Method = Annotated[Standard | O2U | CoTeaching | ELR, Field(discriminator="name")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.
@@ -109,17 +111,18 @@ class Experiment(Settings):
         return _hash(self.deciding(DESCRIPTIVE))
 
     def beginnings(self, seed: int) -> dict[int, str]:
-        """Return, for the end of each stage but the last, epochs until then -> hash of all that decides their numbers.
+        """Return the number of epochs before the method's last stage -> hash of all that decides their numbers.
 
-        Runs of equal hash train these stages alike: O2U-Net and O2U-Net & APL, say, up to the mask.
+        Runs of equal hash train these epochs alike: O2U-Net and O2U-Net & APL, say, up to the mask. Nothing for a
+        method that does not say which of its settings its last stage alone reads.
         """
+        alone: frozenset[str] = getattr(self.method, "read_by_last_stage_alone", frozenset())
+        if not alone:
+            return {}
         data = self.deciding(DESCRIPTIVE) | {"seed": seed, "compile": self.compile}
-        stages, epochs, hashes = self.stages(), self.steps(), dict[int, str]()
-        for name in list(stages)[:0:-1]:
-            epochs -= stages[name].epochs
-            del data["method"][name]
-            hashes[epochs] = _hash(data)
-        return hashes
+        data["method"] = {key: value for key, value in data["method"].items() if key not in alone}
+        *earlier, _ = self.stages().values()
+        return {sum(stage.epochs for stage in earlier): _hash(data)}
 
 
 def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:

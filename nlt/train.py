@@ -1,4 +1,4 @@
-"""The one training loop.
+"""The one training loop: a learner takes steps, an epoch hands out batches and is told what came of them.
 
 N training samples, B of them in a batch, M of them in an epoch; C channels, K classes. Images lie as uint8 on the
 training device (rows of `images_NHWC`) and turn into float batches in [0, 1] there. Inside an epoch nothing waits for
@@ -6,10 +6,11 @@ the device: no `.item()`, no `if tensor`.
 """
 
 import ctypes
+import math
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -131,8 +132,9 @@ class Learner:
     ):
         # Channels-last: 1.2 to 1.8 times the images per second of the default format for CNN9 on CPUs and GPUs.
         self.network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.lr = 0.0
-        self.train_accuracy = torch.zeros((), device=device)  # share of the last epoch's samples that met their label
+        self.device, self.lr = device, 0.0
+        self.batch_size: int | None = None
+        """Of the stage: the compiled network is for whole training batches, others would be compiled by themselves."""
         self._settings = optimizer
         self._autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
         # Dropout draws what it draws without compilation. On a GPU forward and backward are a CUDA graph each.
@@ -143,12 +145,27 @@ class Learner:
         self._compiled = torch.compile(self.network, dynamic=False, options=options) if compiled else None
         self.new_optimizer()
 
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits_BK, float32 whatever the precision of the network."""
+        whole = self.network.training and len(images_BCHW) == self.batch_size
+        network = self._compiled if self._compiled is not None and whole else self.network
+        with self._autocast:
+            logits_BK: Tensor = network(images_BCHW)
+        return logits_BK.float()
+
+    def step(self, loss: Tensor) -> None:
+        """Take one optimizer step down the gradient of `loss`, a scalar."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
     def new_optimizer(self) -> None:
         """Forget the momentum, as the authors' code does at the beginning of each stage."""
         self.optimizer = self._settings.build(self.network)
+        self.set_lr(self.lr)
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of the steps to come."""
+        """Set the learning rate of the steps to come; `run.epochs` does it for each epoch."""
         self.lr = lr
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -156,6 +173,22 @@ class Learner:
     def copy_weights(self, other: "Learner") -> None:
         """Take over another learner's parameters and batch-norm statistics."""
         self.network.load_state_dict(other.network.state_dict())
+
+    @torch.no_grad()
+    def follow(self, other: "Learner", memory: float) -> None:
+        """Move towards another learner: memory * own + (1 - memory) * other, batch-norm statistics too.
+
+        After each of the other's steps this learner is the exponential moving average of its weights.
+
+        Args:
+            other: of the same architecture.
+            memory: in [0, 1]; 0.999, say.
+        """
+        for own, theirs in zip(self.network.state_dict().values(), other.network.state_dict().values(), strict=True):
+            if own.is_floating_point():
+                own.lerp_(theirs, 1 - memory)
+            else:  # how many batches batch norm has seen
+                own.copy_(theirs)
 
     def state(self) -> State:
         """Return all that training changes, for a checkpoint."""
@@ -167,55 +200,155 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr = state["lr"]
 
-    def logits(self, images_BCHW: Tensor, size: int | None = None) -> Tensor:
-        """Return logits_BK.
-
-        Batches of just `size` images, as all but the last of a stage are, take the compiled network if there is one:
-        for others it would have to be compiled again.
-        """
-        network = self.network if self._compiled is None or len(images_BCHW) != size else self._compiled
-        with self._autocast:
-            logits_BK: Tensor = network(images_BCHW)
-        return logits_BK
-
 
 @dataclass(frozen=True)
-class Batches:
-    """An epoch's batches: the samples `rows_M`, in that order, `size` at a time."""
+class Batch:
+    """Some training samples, and a view of their images for each augmentation that was asked for."""
 
-    images_NHWC: Tensor
-    """uint8, on the training device."""
-    labels_N: Tensor
-    """int64, on the training device."""
-    rows_M: Tensor
-    """Which samples, in which order: int64, on the training device."""
-    size: int
-    """Samples in a batch."""
-    augmentation: CropFlipCutout | None = None
-    draws_M5: Tensor | None = None
-    """What `augmentation` drew for these samples, on the training device."""
+    rows_B: Tensor
+    """Which samples, int64: rows of every tensor of N rows."""
+    labels_B: Tensor
+    """Their given labels, int64 in [0, K)."""
+    views: tuple[Tensor, ...]
+    """Of each view images_BCHW, float32 in [0, 1]."""
 
-    def augmented(self, augmentation: CropFlipCutout, generator: torch.Generator) -> "Batches":
-        """Return the same batches, each image changed at random."""
-        _, H, W, _ = self.images_NHWC.shape
-        draws_M5 = augmentation.draw(len(self.rows_M), H, W, generator).to(self.rows_M.device)
-        return replace(self, augmentation=augmentation, draws_M5=draws_M5)
+    @property
+    def images_BCHW(self) -> Tensor:  # noqa: N802  # a tensor carries its shape as a suffix
+        """The first view."""
+        return self.views[0]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield (rows_B, images_BCHW, labels_B)."""
-        parts = list(self.rows_M.split(self.size))
+
+class Epoch:
+    """One epoch of a stage: it hands out batches, is told what came of each (`saw`), and may hear more (`report`)."""
+
+    def __init__(
+        self,
+        images_NHWC: Tensor,
+        labels_N: Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        augmentation: CropFlipCutout | None = None,
+        t: int = 1,
+    ):
+        """Begin an epoch.
+
+        Args:
+            images_NHWC: uint8, on the training device.
+            labels_N: the given labels, int64, on the training device.
+            batch_size: samples in a batch.
+            generator: on the CPU, of the order of the samples and of what augmentation draws.
+            augmentation: of the images of a batch, unless `batches` is asked for other views.
+            t: the epoch's number within its stage, from 1.
+        """
+        self.t, self.batch_size = t, batch_size
+        self.losses_N = torch.full_like(labels_N, torch.nan, dtype=torch.float32)
+        """Each sample's loss when it was last seen, float32; NaN for samples that were not seen."""
+        self.seen_N = torch.zeros_like(labels_N, dtype=torch.bool)
+        """True where a sample was seen."""
+        self.reported: dict[str, Tensor] = {}
+        """What `report` was given of `scores_N`, `keep_N` and `labels_N`."""
+        self.metrics: dict[str, float | Tensor] = {}
+        """What `report` was given besides."""
+        self._images_NHWC, self._labels_N = images_NHWC, labels_N
+        self._generator, self._augmentation = generator, augmentation
+        self._hits = torch.zeros((), dtype=torch.int64, device=labels_N.device)
+        self._samples = self._handed_out = self._seen = 0
+
+    def batches(
+        self, keep_N: Tensor | None = None, *, views: tuple[CropFlipCutout | None, ...] | None = None
+    ) -> Iterator[Batch]:
+        """Return batches of all samples, or the kept ones, in a newly drawn order. Each has to be `saw` afterwards.
+
+        Args:
+            keep_N: bool, True for the samples that take part; by default all.
+            views: an augmentation for each view of a batch's images, None for the images as they are; by default one
+                view, with the experiment's augmentation.
+        """
+        device = self._labels_N.device
+        rows_M = torch.randperm(len(self._labels_N), generator=self._generator).to(device)
+        if keep_N is not None:
+            rows_M = rows_M[keep_N[rows_M]]
+        _, H, W, _ = self._images_NHWC.shape
+        wanted = (self._augmentation,) if views is None else views
+        # All is drawn here, not batch by batch: what a method draws meanwhile does not come in between.
+        draws = [None if a is None else a.draw(len(rows_M), H, W, self._generator).to(device) for a in wanted]
+        return self._hand_out(rows_M, wanted, draws)
+
+    def _hand_out(
+        self, rows_M: Tensor, views: tuple[CropFlipCutout | None, ...], draws: list[Tensor | None]
+    ) -> Iterator[Batch]:
+        parts = list(rows_M.split(self.batch_size)) if len(rows_M) else []
         if len(parts) > 1 and len(parts[-1]) == 1:
             # Batch norm cannot take a single sample where the last feature map is 1 x 1: it joins the batch before.
             parts[-2:] = [torch.cat(parts[-2:])]
         begin = 0
         for rows_B in parts:
-            if self.augmentation is None or self.draws_M5 is None:
-                images_BHWC = self.images_NHWC[rows_B]
-            else:
-                draws_B5 = self.draws_M5[begin : begin + len(rows_B)]
-                images_BHWC = self.augmentation.take(self.images_NHWC, rows_B, draws_B5)
+            images = []
+            for augmentation, draws_M5 in zip(views, draws, strict=True):
+                if augmentation is None or draws_M5 is None:
+                    images_BHWC = self._images_NHWC[rows_B]
+                else:
+                    draws_B5 = draws_M5[begin : begin + len(rows_B)]
+                    images_BHWC = augmentation.take(self._images_NHWC, rows_B, draws_B5)
+                images.append(to_float(images_BHWC))
             begin += len(rows_B)
-            yield rows_B, to_float(images_BHWC), self.labels_N[rows_B]
+            self._handed_out += 1
+            yield Batch(rows_B, self._labels_N[rows_B], tuple(images))
+
+    def saw(self, batch: Batch, logits_BK: Tensor, losses_B: Tensor) -> None:
+        """Note what came of a batch: its losses, and how many of its samples met their given label.
+
+        Args:
+            batch: from `batches`.
+            logits_BK: the network's, or the sum of several networks'.
+            losses_B: one loss per sample. One that is not finite fails the run when the epoch ends.
+        """
+        self.losses_N[batch.rows_B] = losses_B.detach().float()
+        self.seen_N[batch.rows_B] = True
+        self._hits += (logits_BK.argmax(1) == batch.labels_B).sum()
+        self._samples += len(batch.rows_B)
+        self._seen += 1
+
+    def report(
+        self,
+        *,
+        scores_N: Tensor | None = None,
+        keep_N: Tensor | None = None,
+        labels_N: Tensor | None = None,
+        **metrics: float | Tensor,
+    ) -> None:
+        """Say more of this epoch, all of it optional.
+
+        Args:
+            scores_N: how suspicious each sample is: the higher, the more.
+            keep_N: bool, False where a sample is taken for wrongly labelled.
+            labels_N: int64, the labels that the method now believes, where it has changed some.
+            metrics: the method's own, a number each; logged as `method/NAME`.
+        """
+        given = {"scores_N": scores_N, "keep_N": keep_N, "labels_N": labels_N}
+        # Copies, since a method goes on writing into its own tensors.
+        self.reported |= {name: value.detach().clone() for name, value in given.items() if value is not None}
+        self.metrics |= metrics
+
+    def accuracy(self) -> float:
+        """Return the share of the samples seen whose most probable class was their given label, in [0, 1].
+
+        Raises:
+            RuntimeError: the method has trained on nothing, or kept to itself what came of a batch.
+            Diverged: a loss was not finite.
+        """
+        if self._handed_out != self._seen:
+            raise RuntimeError(
+                f"epoch {self.t}: {self._handed_out} batches were handed out and {self._seen} seen: the method must "
+                "call epoch.saw(batch, logits, losses) once for each"
+            )
+        if not self._samples:
+            raise RuntimeError(f"epoch {self.t}: no sample was trained on: call epoch.batches(), and keep some samples")
+        bad_N = self.seen_N & ~self.losses_N.isfinite()
+        M, bad, hits = torch.stack([self.seen_N.sum(), bad_N.sum(), self._hits]).tolist()  # the one wait for the device
+        if bad:
+            raise Diverged(f"the loss of {bad} of {M} samples is not finite")
+        return float(hits / self._samples)
 
 
 def to_float(images_BHWC: Tensor) -> Tensor:
@@ -223,40 +356,39 @@ def to_float(images_BHWC: Tensor) -> Tensor:
     return images_BHWC.permute(0, 3, 1, 2).float().div_(255)
 
 
-def train_epoch(net: Learner, batches: Batches, loss: Loss) -> Tensor:
-    """Train on each batch once, with the mean of its per-sample losses.
+def train_epoch(net: Learner, epoch: Epoch, loss: Loss, keep_N: Tensor | None = None) -> Tensor:
+    """Train on each batch once, with the mean of its per-sample losses: the plain case.
 
     Returns:
         losses_N, float32: each sample's loss just before its batch's step, NaN for samples in no batch.
-
-    Raises:
-        Diverged: some loss was NaN or infinite.
     """
-    net.network.train()
-    losses_N = torch.full_like(batches.labels_N, torch.nan, dtype=torch.float32)
-    hits = torch.zeros_like(net.train_accuracy)
-    for rows_B, images_BCHW, labels_B in batches:
-        logits_BK = net.logits(images_BCHW, batches.size)
-        losses_B = loss(logits_BK, labels_B)
-        net.optimizer.zero_grad(set_to_none=True)
-        losses_B.mean().backward()
-        net.optimizer.step()
-        losses_N[rows_B] = losses_B.detach()
-        hits += (logits_BK.argmax(1) == labels_B).sum()
-    M = len(batches.rows_M)
-    net.train_accuracy = hits / M
-    bad = M - int(losses_N.isfinite().sum())  # the epoch's one wait for the device
-    if bad:
-        raise Diverged(f"the loss of {bad} of {M} samples is not finite")
-    return losses_N
+    for batch in epoch.batches(keep_N):
+        logits_BK = net(batch.images_BCHW)
+        losses_B = loss(logits_BK, batch.labels_B)
+        net.step(losses_B.mean())
+        epoch.saw(batch, logits_BK, losses_B)
+    return epoch.losses_N
 
 
 @torch.no_grad()
-def evaluate(net: Learner, images_NHWC: Tensor, labels_N: Tensor) -> float:
-    """Return the share of samples whose most probable class is their label, in [0, 1]."""
-    net.network.eval()
-    hits = torch.zeros((), dtype=torch.int64, device=labels_N.device)
-    B = EVALUATION_BATCH[labels_N.device.type]
-    for images_BHWC, labels_B in zip(images_NHWC.split(B), labels_N.split(B), strict=True):
-        hits += (net.logits(to_float(images_BHWC)).argmax(1) == labels_B).sum()
-    return int(hits) / len(labels_N)
+def predict(nets: Sequence[Learner], images_NHWC: Tensor) -> Tensor:
+    """Return log_p_NK, of the mean of the networks' class probabilities, dropout off and batch norm as learned.
+
+    The networks are left in the mode they were in.
+    """
+    modes = [net.network.training for net in nets]
+    for net in nets:
+        net.network.eval()
+    parts = []
+    for images_BHWC in images_NHWC.split(EVALUATION_BATCH[images_NHWC.device.type]):
+        images_BCHW = to_float(images_BHWC)
+        log_p_each_BK = torch.stack([net(images_BCHW).log_softmax(1) for net in nets])
+        parts.append(log_p_each_BK.logsumexp(0) - math.log(len(nets)) if len(nets) > 1 else log_p_each_BK[0])
+    for net, mode in zip(nets, modes, strict=True):
+        net.network.train(mode)
+    return torch.cat(parts)
+
+
+def evaluate(nets: Sequence[Learner], images_NHWC: Tensor, labels_N: Tensor) -> float:
+    """Return the share of samples to which the networks' mean prediction gives their label, in [0, 1]."""
+    return int((predict(nets, images_NHWC).argmax(1) == labels_N).sum()) / len(labels_N)

@@ -6,6 +6,7 @@ A fresh MLflow database costs seconds of migrations; it is migrated once per ses
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 # One thread: the tests' networks are tiny, and equality to the last bit must not depend on how many cores are there.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,7 +17,7 @@ import torch
 
 from nlt.data import Samples
 from nlt.optim import SGD
-from nlt.run import Epoch, Run
+from nlt.run import EpochRecord, Run
 from nlt.tracking import Store, open_store
 from nlt.train import Learner
 
@@ -93,16 +94,17 @@ def samples(N: int = 40, K: int = 4, side: int = 2, seed: int = 0, wrong: int = 
 
 
 def make_run(
-    train: Samples | None = None, *, seed: int = 0, before: bool = False, K: int = 4
-) -> tuple[Run, list[Epoch]]:
+    train: Samples | None = None, *, seed: int = 0, before: bool = False, K: int = 4, model: object = None, **more: Any
+) -> tuple[Run, list[EpochRecord]]:
     """Return a run of the linear model on random samples, and the list that its epochs go to."""
-    told: list[Epoch] = []
+    told: list[EpochRecord] = []
+    train = train or samples()
     run = Run(
-        train=train or samples(),
+        train=train,
         val=None,
-        test=samples(20, seed=1),
+        test=samples(20, seed=1, side=train.images_NCHW.shape[-1]),
         K=K,
-        model=LinearModel(),  # type: ignore[arg-type]
+        model=model or LinearModel(),  # type: ignore[arg-type]
         optimizer=SGD(),
         seed=seed,
         device=torch.device("cpu"),
@@ -110,6 +112,7 @@ def make_run(
         evaluate_before=before,
         on_epoch=told.append,
         steps=1,
+        **more,
     )
     return run, told
 

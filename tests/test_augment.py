@@ -9,7 +9,7 @@ from recorded import differences
 from nlt.augment import GREY, CropFlipCutout
 from nlt.settings import BadInput
 from nlt.spec import check
-from nlt.train import Batches, to_float
+from nlt.train import Epoch, to_float
 
 # Two images of 3 x 4 pixels: 0..11, and 100..111, row by row.
 IMAGES_NHWC = torch.cat([torch.arange(12), torch.arange(100, 112)]).to(torch.uint8).reshape(2, 3, 4, 1)
@@ -54,18 +54,35 @@ def test_draws_cover_their_ranges_and_nothing_else():
 def test_batches_augment_each_sample_once_and_leave_the_data_alone():
     augmentation = CropFlipCutout(pad=1, cutout=2)
     before = IMAGES_NHWC.clone()
-    plain = Batches(IMAGES_NHWC.repeat(3, 1, 1, 1), torch.arange(6), torch.tensor([5, 0, 3, 1, 2]), 2)
-    batches = plain.augmented(augmentation, torch.Generator().manual_seed(3))
-    draws_M5 = augmentation.draw(5, 3, 4, torch.Generator().manual_seed(3))
+    images_NHWC, keep_N = IMAGES_NHWC.repeat(3, 1, 1, 1), torch.tensor([True, True, True, True, False, True])
+    epoch = Epoch(images_NHWC, torch.arange(6), 2, torch.Generator().manual_seed(3), augmentation)
+    generator = torch.Generator().manual_seed(3)
+    rows_M = torch.randperm(6, generator=generator)
+    rows_M = rows_M[keep_N[rows_M]]
+    draws_M5 = augmentation.draw(5, 3, 4, generator)
     at = 0
-    for (rows_B, images_BCHW, _), (plain_rows_B, _, _) in zip(batches, plain, strict=True):
-        assert torch.equal(rows_B, plain_rows_B)
-        draws_B5 = draws_M5[at : at + len(rows_B)]
-        assert torch.equal(images_BCHW, to_float(augmentation.take(plain.images_NHWC, rows_B, draws_B5)))
-        assert images_BCHW.is_contiguous(memory_format=torch.channels_last)
-        at += len(rows_B)
+    for batch in epoch.batches(keep_N):
+        assert torch.equal(batch.rows_B, rows_M[at : at + len(batch.rows_B)])
+        draws_B5 = draws_M5[at : at + len(batch.rows_B)]
+        assert torch.equal(batch.images_BCHW, to_float(augmentation.take(images_NHWC, batch.rows_B, draws_B5)))
+        assert batch.images_BCHW.is_contiguous(memory_format=torch.channels_last)
+        at += len(batch.rows_B)
     assert at == 5
     assert torch.equal(IMAGES_NHWC, before)
+
+
+def test_views_are_drawn_each_for_itself_of_the_same_samples():
+    """As they are, cropped, and cropped again; the experiment's own augmentation does not come in between."""
+    crop = CropFlipCutout(pad=1)
+    epoch = Epoch(IMAGES_NHWC, torch.tensor([0, 1]), 2, torch.Generator().manual_seed(5), CropFlipCutout(cutout=3))
+    (batch,) = epoch.batches(views=(None, crop, crop))
+    generator = torch.Generator().manual_seed(5)
+    rows_M = torch.randperm(2, generator=generator)
+    first, second = (crop.draw(2, 3, 4, generator) for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(batch.images_BCHW, to_float(IMAGES_NHWC[rows_M]))
+    for view, draws in zip(batch.views[1:], (first, second), strict=True):
+        assert torch.equal(view, to_float(crop.take(IMAGES_NHWC, rows_M, draws)))
 
 
 def test_images_without_enough_to_reflect_are_refused():

@@ -137,15 +137,15 @@ def accuracy_of_an_epoch() -> str:
         accuracies = []
         epochs = run.epochs
 
-        def watched(name: str, n: int, net: Any) -> Any:
+        def watched(name: str, stage: Stage, net: Any) -> Any:
             split = run._held_out["test"]
-            accuracies.append(evaluate(net, split.images_NHWC, split.labels_N))
-            return epochs(name, n, net)
+            accuracies.append(evaluate([net], split.images_NHWC, split.labels_N))
+            return epochs(name, stage, net)
 
         run.epochs = watched  # type: ignore[method-assign]
         Standard(training=Stage(epochs=1, batch_size=4, schedule=Constant(lr=0.3))).train(run)
         split = run._held_out["test"]
-        accuracies.append(evaluate(run.net, split.images_NHWC, split.labels_N))
+        accuracies.append(evaluate(run.nets, split.images_NHWC, split.labels_N))
         assert accuracies[0] != accuracies[1]  # else this would tell nothing
         return ("of the weights before", "of the weights after")[accuracies.index(told[0].metrics["test/accuracy"])]
 

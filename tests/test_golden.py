@@ -15,7 +15,7 @@ from nlt.losses import APL, CE, NCE, RCE, Loss
 from nlt.models import CNN9
 from nlt.optim import SGD
 from nlt.run import Split
-from nlt.train import Batches, Learner, train_epoch
+from nlt.train import Epoch, Learner, train_epoch
 
 STEPS, K, SIDE = 20, 4, 12
 # Kind of stage -> batch size, loss, learning rate.
@@ -67,8 +67,9 @@ def losses_of(stage: str, precision: Literal["fp64", "fp32", "bf16"]) -> list[fl
         network, precision = Double(network), "fp32"
     net = Learner(network, SGD(), torch.device("cpu"), precision)
     net.set_lr(lr)
-    rows_M = torch.randperm(STEPS * size, generator=torch.Generator().manual_seed(1))
-    losses_N = train_epoch(net, Batches(split.images_NHWC, split.labels_N, rows_M, size), loss)
+    epoch = Epoch(split.images_NHWC, split.labels_N, size, torch.Generator().manual_seed(1))
+    losses_N = train_epoch(net, epoch, loss)
+    rows_M = torch.randperm(STEPS * size, generator=torch.Generator().manual_seed(1))  # the order they came in
     return losses_N[rows_M].reshape(STEPS, size).double().mean(1).tolist()
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from nlt.run import Epoch
+from nlt.run import EpochRecord
 from nlt.settings import BadInput
 from nlt.tracking.journal import (
     REQUIRED,
@@ -42,7 +42,7 @@ def test_records_come_back_in_order_with_their_places(tmp_path):
 
 def test_an_epoch_comes_back_to_the_last_bit():
     losses_N = torch.tensor([0.1, torch.nan, 3e38, 1e-45])
-    epoch = Epoch(3, 9, "cyclical", 1, {"test/accuracy": 0.1 + 0.2}, losses_N, torch.tensor([True, False, True, True]), -losses_N)  # fmt: skip
+    epoch = EpochRecord(3, 9, "cyclical", 1, {"test/accuracy": 0.1 + 0.2}, losses_N, torch.tensor([True, False, True, True]), -losses_N)  # fmt: skip
     for one in (epoch, dataclasses.replace(epoch, keep_N=None, scores_N=None)):
         back = epoch_of(epoch_record(one, {"images/x.png": b"\x89"}))
         assert back.metrics == one.metrics

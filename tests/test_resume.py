@@ -304,7 +304,7 @@ def test_best_validation_weights_are_those_of_that_epoch(place):
     network.load_state_dict(best)
     net = Learner(network, spec.optimizer, torch.device("cpu"), "fp32")
     split = Split(val, torch.device("cpu"))
-    assert evaluate(net, split.images_NHWC, split.labels_N) == max(accuracies)
+    assert evaluate([net], split.images_NHWC, split.labels_N) == max(accuracies)
 
 
 def test_deterministic_holds_during_the_run_and_no_longer(place):
@@ -371,12 +371,12 @@ def test_stopped_in_the_last_epoch_of_a_run_the_next_one_is_not_begun(place):
 STOP_IN_LAST_EPOCH = """
 import os, signal
 import nlt.run
-real = nlt.run.Run.report
-def report(self, **given):
+real = nlt.run.Run._end
+def end(self, *epoch):
     if self.step == 7:
         os.kill(os.getpid(), signal.SIGINT)
-    real(self, **given)
-nlt.run.Run.report = report
+    real(self, *epoch)
+nlt.run.Run._end = end
 from nlt.cli import main
 main()
 """

@@ -7,24 +7,37 @@ import torch
 from conftest import make_run, samples
 
 from nlt.losses import CE
-from nlt.train import evaluate, train_epoch
+from nlt.optim import Constant
+from nlt.train import Diverged, Stage, evaluate, train_epoch
+
+
+def stage(epochs=1, lr=0.1, batch_size=16):
+    return Stage(epochs=epochs, batch_size=batch_size, schedule=Constant(lr=lr))
 
 
 def one_epoch(run, **report):
     net = run.learner("net")
-    net.set_lr(0.1)
-    for _ in run.epochs("training", 1, net):
-        losses_N = train_epoch(net, run.batches(16), CE())
-        run.report(losses_N=losses_N, **report)
+    for epoch in run.epochs("training", stage(), net):
+        losses_N = train_epoch(net, epoch, CE())
+        epoch.report(**report)
     return net, losses_N
+
+
+def told_losses(epoch, losses_N, keep_N=None):
+    """Go through an epoch without training, with these losses."""
+    for batch in epoch.batches(keep_N):
+        epoch.saw(batch, torch.zeros(len(batch.rows_B), 4), losses_N[batch.rows_B])
 
 
 def test_a_method_sees_no_clean_label():
     """Whatever a method can reach by public names holds neither the clean labels nor which ones are wrong."""
     train = samples(wrong=15)
     run, _ = make_run(train)
-    batches = run.batches(8)
-    reachable = [value for thing in (run, batches) for name, value in vars(thing).items() if not name.startswith("_")]
+    epoch = next(run.epochs("training", stage(), run.learner("net")))
+    (batch, *_) = epoch.batches()
+    reachable = [
+        value for thing in (run, epoch, batch) for name, value in vars(thing).items() if not name.startswith("_")
+    ]
     tensors = [value for value in reachable if isinstance(value, torch.Tensor)]
     assert tensors  # the given labels at least
     for tensor in tensors:
@@ -42,7 +55,7 @@ def test_metrics_of_an_epoch_without_detection():
     assert metrics["train/loss"] == pytest.approx(float(losses_N.mean()))
     assert metrics["optim/lr"] == 0.1
     test = run._held_out["test"]
-    assert metrics["test/accuracy"] == evaluate(net, test.images_NHWC, test.labels_N)
+    assert metrics["test/accuracy"] == evaluate([net], test.images_NHWC, test.labels_N)
     assert metrics["time/images_per_second"] == pytest.approx(40 / metrics["time/epoch_seconds"])
 
 
@@ -67,11 +80,9 @@ def test_no_noise_metrics_where_the_truth_is_unknown():
 
 def test_loss_is_the_mean_over_the_samples_trained_on():
     run, told = make_run()
-    net = run.learner("net")
-    for _ in run.epochs("training", 1, net):
-        losses_N = torch.full((40,), torch.nan)
-        losses_N[:4] = torch.tensor([1.0, 2.0, 3.0, 6.0])
-        run.report(losses_N=losses_N)
+    keep_N = torch.arange(40) < 4
+    for epoch in run.epochs("training", stage(), run.learner("net")):
+        told_losses(epoch, torch.tensor([1.0, 2.0, 3.0, 6.0, *[9.0] * 36]), keep_N)
     assert told[0].metrics["train/loss"] == 3.0
     assert told[0].metrics["time/images_per_second"] == pytest.approx(4 / told[0].metrics["time/epoch_seconds"])
 
@@ -82,9 +93,8 @@ def test_evaluate_before_scores_the_weights_the_epoch_began_with():
     for before in (False, True):
         run, told = make_run(before=before)
         net = run.learner("net")
-        net.set_lr(1.0)
-        for _ in run.epochs("training", 5, net):
-            run.report(losses_N=train_epoch(net, run.batches(8), CE()))
+        for epoch in run.epochs("training", stage(5, lr=1.0, batch_size=8), net):
+            train_epoch(net, epoch, CE())
         accuracies.append([epoch.metrics["test/accuracy"] for epoch in told])
     a, b = accuracies
     assert b[1:] == a[:-1]
@@ -94,38 +104,123 @@ def test_evaluate_before_scores_the_weights_the_epoch_began_with():
 def test_steps_count_through_all_stages():
     run, told = make_run()
     net = run.learner("net")
-    for stage, epochs in (("one", 2), ("two", 3)):
-        for t in run.epochs(stage, epochs, net):
-            run.report(losses_N=torch.ones(40) * t)
+    for name, epochs in (("one", 2), ("two", 3)):
+        for epoch in run.epochs(name, stage(epochs), net):
+            told_losses(epoch, torch.ones(40) * epoch.t)
     assert [(e.step, e.stage, e.t) for e in told] == [
         (1, "one", 1), (2, "one", 2), (3, "two", 1), (4, "two", 2), (5, "two", 3)
     ]  # fmt: skip
 
 
-def test_an_epoch_without_a_report_is_a_mistake_of_the_method():
+def rows_of(run, epochs=1, keep_N=None):
+    """The rows of each epoch, in order."""
+    found = []
+    for epoch in run.epochs("training", stage(epochs, batch_size=7), run.learner("net")):
+        found.append([])
+        for batch in epoch.batches(keep_N):
+            found[-1] += batch.rows_B.tolist()
+            epoch.saw(batch, torch.zeros(len(batch.rows_B), 4), torch.zeros(len(batch.rows_B)))
+    return found
+
+
+def test_an_epoch_of_which_nothing_was_seen_is_a_mistake_of_the_method():
+    run, told = make_run()
+    with pytest.raises(RuntimeError, match="no sample was trained on"):
+        list(run.epochs("training", stage(2), run.learner("net")))
+    assert told == []
+
+
+def test_a_loss_that_is_not_finite_fails_any_method():
+    """Twenty of forty, which a mean over the finite ones would hide."""
+    run, told = make_run()
+    epochs = run.epochs("training", stage(), run.learner("net"))
+    told_losses(next(epochs), torch.tensor([1.0, torch.nan] * 20))
+    with pytest.raises(Diverged, match="the loss of 20 of 40 samples is not finite"):
+        next(epochs)
+    assert told == []
+
+
+def test_what_cannot_be_restored_is_refused_at_once():
     run, _ = make_run()
-    with pytest.raises(RuntimeError, match="exactly once"):
-        list(run.epochs("training", 2, run.learner("net")))
+    net = run.learner("net")
+    run.buffer("scores_N", torch.zeros(40))
+    with pytest.raises(RuntimeError, match="'net' is registered twice"):
+        run.learner("net")
+    with pytest.raises(RuntimeError, match="'scores_N' is registered twice"):
+        run.buffer("scores_N", torch.zeros(40))
+    with pytest.raises(RuntimeError, match="'u_N' needs a gradient"):
+        run.buffer("u_N", torch.zeros(40, requires_grad=True))
+    with pytest.raises(RuntimeError, match="names no learner"):
+        next(run.epochs("training", stage()))
+    epochs = run.epochs("training", stage(), net)
+    next(epochs)
+    with pytest.raises(RuntimeError, match="'late' is registered inside the stage 'training'"):
+        run.buffer("late", torch.zeros(40))
+    epochs.close()
+    run.buffer("between", torch.zeros(40))  # no stage is in progress
+
+
+def test_all_that_a_method_reports_is_measured_and_kept():
+    """Scores without a mask, changed labels, and numbers of its own; 10 of 40 given labels are wrong."""
+    train = samples(wrong=10)
+    run, told = make_run(train)
+    labels_N = train.labels_N.clone()
+    labels_N[:4] = train.clean_N[:4]  # four mended
+    labels_N[30] = (labels_N[30] + 1) % 4  # one spoilt
+    one_epoch(run, scores_N=torch.arange(40.0).flip(0), labels_N=labels_N, remember_rate=0.75, lam=torch.tensor(2.0))
+    (record,) = told
+    assert record.metrics["noise/auc"] == 1.0
+    assert "noise/precision" not in record.metrics
+    assert record.metrics["labels/changed"] == 5 / 40
+    assert record.metrics["labels/wrong"] == 7 / 40
+    assert (record.metrics["method/remember_rate"], record.metrics["method/lam"]) == (0.75, 2.0)
+    assert record.keep_N is None and record.detects
+    assert torch.equal(record.labels_N, labels_N)
+
+
+def test_several_learners_are_judged_by_their_mean_prediction_and_saved_by_name():
+    run, told = make_run()
+    f, g = run.learner("f"), run.learner("g")
+    for epoch in run.epochs("training", stage(lr=1e-30), f, g):
+        told_losses(epoch, torch.zeros(40))
+    test = run._held_out["test"]
+    assert told[0].metrics["test/accuracy"] == evaluate([f, g], test.images_NHWC, test.labels_N)
+    assert torch.equal(run.weights()["g.linear.weight"], g.network.linear.weight)
+    assert list(run.weights()) == ["f.linear.weight", "f.linear.bias", "g.linear.weight", "g.linear.bias"]
+
+
+def test_predict_is_of_the_images_as_they_are():
+    run, _ = make_run()
+    net = run.learner("net")
+    images_BCHW = run._train.images_NHWC.permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(run.predict(net), net.network(images_BCHW).log_softmax(1))
+
+
+def test_every_learner_has_the_rate_and_the_mode_of_the_stage():
+    run, _ = make_run()
+    net, teacher = run.learner("net"), run.learner("teacher")
+    teacher.network.eval()
+    for _ in run.epochs("training", stage(lr=0.3), net):
+        assert (net.lr, teacher.lr, net.network.training, teacher.network.training) == (0.3, 0.3, True, True)
+        break
 
 
 def test_every_epoch_has_each_sample_once_in_a_new_order():
-    run, _ = make_run()
-    first, second = run.batches(7).rows_M, run.batches(7).rows_M
-    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(40))
-    assert first.tolist() != second.tolist()
+    first, second = rows_of(make_run()[0], epochs=2)
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert first != second
 
 
 def test_a_mask_leaves_out_what_it_should():
-    run, _ = make_run()
-    keep_N = torch.arange(40) % 4 != 0
-    rows_M = run.batches(7, keep_N).rows_M
-    assert sorted(rows_M.tolist()) == [i for i in range(40) if i % 4]
+    (rows,) = rows_of(make_run()[0], keep_N=torch.arange(40) % 4 != 0)
+    assert sorted(rows) == [i for i in range(40) if i % 4]
 
 
 def test_the_seed_decides_weights_and_order_and_nothing_else_does():
     def draws(seed):
         run, _ = make_run(seed=seed)
-        return run.learner("net").network.linear.weight.flatten().tolist(), run.batches(7).rows_M.tolist()
+        rows = rows_of(run)
+        return run.learners["net"].network.linear.weight.flatten().tolist(), rows
 
     once = draws(5)
     torch.rand(17)
@@ -138,11 +233,11 @@ def test_the_seed_decides_weights_and_order_and_nothing_else_does():
 def test_what_a_report_keeps_does_not_change_with_the_methods_own_tensors():
     """`scores_N += ...` in the next epoch must not rewrite the last epoch's record."""
     run, told = make_run()
-    net = run.learner("net")
     scores_N, keep_N = torch.zeros(40), torch.ones(40, dtype=torch.bool)
-    for t in run.epochs("cyclical", 2, net):
-        scores_N += t
-        keep_N[t] = False
-        run.report(losses_N=torch.ones(40), keep_N=keep_N, scores_N=scores_N)
+    for epoch in run.epochs("cyclical", stage(2), run.learner("net")):
+        told_losses(epoch, torch.ones(40))
+        scores_N += epoch.t
+        keep_N[epoch.t] = False
+        epoch.report(keep_N=keep_N, scores_N=scores_N)
     assert told[0].scores_N.tolist() == [1.0] * 40
     assert int(told[0].keep_N.sum()) == 39

@@ -35,7 +35,20 @@ def test_the_shipped_files_are_the_ones_promised():
     cells = {f"{m}_{r}" for m in ("base", "apl", "o2u", "o2u_apl") for r in (20, 60)}
     found = {str(f.relative_to(REPO / "experiments").with_suffix("")) for f in FILES}
     quickstart = {f"quickstart/{m}" for m in ("base", "apl", "o2u", "o2u_apl")}
-    assert found == cells | {f"{folder}/{c}" for c in cells for folder in ("as_published", "reduced")} | quickstart
+    paper = cells | {f"{folder}/{c}" for c in cells for folder in ("as_published", "reduced")}
+    others = {
+        f"{place}" for m in ("coteaching", "elr") for place in (f"digits/{m}", f"cifar4/{m}_20", f"cifar4/{m}_60")
+    }
+    assert found == paper | quickstart | others
+
+
+@pytest.mark.parametrize("file", sorted((REPO / "experiments" / "cifar4").glob("*.json")), ids=lambda f: f.stem)
+def test_cells_beside_the_papers_have_its_data_network_optimizer_and_epochs(file):
+    spec, base = load(file), load(REPO / "experiments" / f"base_{file.stem[-2:]}.json")
+    for key in ("experiment", "data", "noise", "model", "optimizer", "precision", "evaluate"):
+        assert getattr(spec, key) == getattr(base, key), key
+    assert spec.stages() == base.stages()
+    assert getattr(spec.method, "forget_rate", spec.noise.rate) == spec.noise.rate
 
 
 def test_schema_file_is_current():

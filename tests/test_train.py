@@ -1,6 +1,7 @@
 """The one loop: against plain SGD, per-sample losses, batches, precision, devices."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from nlt.run import Split
 from nlt.settings import BadInput
 from nlt.train import (
     COMPILE_GAIN_S,
-    Batches,
     Diverged,
+    Epoch,
     Learner,
     evaluate,
     find_compile,
     find_device,
     find_precision,
+    predict,
     to_float,
     train_epoch,
 )
@@ -28,28 +30,30 @@ from nlt.train import (
 CPU = torch.device("cpu")
 
 
-def epoch_of(N: int = 40, size: int = 16, side: int = 2) -> Batches:
+def epoch_of(N: int = 40, size: int = 16, side: int = 2, seed: int = 3) -> Epoch:
     split = Split(samples(N, side=side), CPU)
-    return Batches(
-        split.images_NHWC, split.labels_N, torch.randperm(N, generator=torch.Generator().manual_seed(3)), size
-    )
+    return Epoch(split.images_NHWC, split.labels_N, size, torch.Generator().manual_seed(seed))
+
+
+def order_of(N: int, seed: int = 3) -> torch.Tensor:
+    """The rows in the order in which the epoch of that seed hands them out."""
+    return torch.randperm(N, generator=torch.Generator().manual_seed(seed))
 
 
 def test_an_epoch_is_plain_sgd_with_torch_own_loss():
     """Same batches through torch's cross_entropy and torch.optim.SGD written out: same weights, momentum and decay."""
-    batches = epoch_of()
+    data = samples(40)
     network = Net(4, 4)
     plain = copy.deepcopy(network)
     net = make_learner(network, momentum=0.9, weight_decay=0.01)
     net.set_lr(0.1)
     for _ in range(3):
-        train_epoch(net, batches, CE())
+        train_epoch(net, epoch_of(), CE())
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for _ in range(3):
-        for rows in batches.rows_M.split(16):
-            images = batches.images_NHWC[rows].permute(0, 3, 1, 2).float() / 255
+        for rows in order_of(40).split(16):
             optimizer.zero_grad()
-            F.cross_entropy(plain(images), batches.labels_N[rows]).backward()
+            F.cross_entropy(plain(data.images_NCHW[rows].float() / 255), data.labels_N[rows]).backward()
             optimizer.step()
     for ours, theirs in zip(network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
@@ -67,31 +71,34 @@ def test_one_batch_worked_by_hand():
     net = make_learner(network, momentum=0.0, weight_decay=0.0)
     net.set_lr(0.4)
     images_NHWC = torch.tensor([255, 0], dtype=torch.uint8).reshape(2, 1, 1, 1)
-    losses_N = train_epoch(net, Batches(images_NHWC, torch.tensor([0, 1]), torch.tensor([1, 0]), 2), CE())
+    epoch = Epoch(images_NHWC, torch.tensor([0, 1]), 2, torch.Generator())
+    losses_N = train_epoch(net, epoch, CE())
     assert losses_N.tolist() == pytest.approx([0.693147, 0.693147])
     assert network.linear.weight.flatten().tolist() == pytest.approx([0.1, -0.1])
     assert network.linear.bias.tolist() == pytest.approx([0, 0])
     # Ties go to class 0: of the two samples, one was met.
-    assert float(net.train_accuracy) == 0.5
+    assert epoch.accuracy() == 0.5
+
+
+KEPT_N = torch.tensor([True, False, True, False, False, True, False, True, False, False])
 
 
 def test_losses_stand_at_their_samples_and_left_out_ones_are_nan():
-    batches = epoch_of(N=10, size=3)
-    kept = Batches(batches.images_NHWC, batches.labels_N, torch.tensor([7, 2, 5, 0]), 3)
+    split = Split(samples(10), CPU)
     net = make_learner(Net(4, 4))  # learning rate 0: the network does not move
-    losses_N = train_epoch(net, kept, MAE())
-    expected_N = MAE()(net.logits(to_float(batches.images_NHWC)), batches.labels_N)
+    losses_N = train_epoch(net, epoch_of(N=10, size=3), MAE(), KEPT_N)
+    expected_N = MAE()(net(to_float(split.images_NHWC)), split.labels_N)
     assert losses_N.isnan().nonzero().flatten().tolist() == [1, 3, 4, 6, 8, 9]
     torch.testing.assert_close(losses_N[[0, 2, 5, 7]], expected_N[[0, 2, 5, 7]].detach())
 
 
 def test_train_accuracy_counts_only_the_samples_trained_on():
-    batches = epoch_of(N=10, size=3)
+    split = Split(samples(10), CPU)
     net = make_learner(Net(4, 4))
-    hits_N = net.logits(to_float(batches.images_NHWC)).argmax(1) == batches.labels_N
-    rows_M = torch.tensor([7, 2, 5, 0])
-    train_epoch(net, Batches(batches.images_NHWC, batches.labels_N, rows_M, 3), CE())
-    assert float(net.train_accuracy) == pytest.approx(float(hits_N[rows_M].float().mean()))
+    hits_N = net(to_float(split.images_NHWC)).argmax(1) == split.labels_N
+    epoch = epoch_of(N=10, size=3)
+    train_epoch(net, epoch, CE(), KEPT_N)
+    assert epoch.accuracy() == pytest.approx(float(hits_N[KEPT_N].float().mean()))
 
 
 def test_pixels_are_scaled_to_one_and_lie_channels_last():
@@ -104,30 +111,99 @@ def test_pixels_are_scaled_to_one_and_lie_channels_last():
 
 @pytest.mark.parametrize(("N", "size", "expected"), [(10, 5, [5, 5]), (11, 5, [5, 6]), (12, 5, [5, 5, 2]), (1, 5, [1])])
 def test_no_batch_of_one_beside_others(N, size, expected):
-    batches = epoch_of(N=N, size=size)
-    parts = list(batches)
-    assert [len(rows_B) for rows_B, _, _ in parts] == expected
-    assert torch.cat([rows_B for rows_B, _, _ in parts]).tolist() == batches.rows_M.tolist()
-    for rows_B, images_BCHW, labels_B in parts:
-        assert labels_B.tolist() == batches.labels_N[rows_B].tolist()
-        assert torch.equal(images_BCHW, to_float(batches.images_NHWC[rows_B]))
+    split = Split(samples(N), CPU)
+    batches = list(epoch_of(N=N, size=size).batches())
+    assert [len(batch.rows_B) for batch in batches] == expected
+    assert torch.cat([batch.rows_B for batch in batches]).tolist() == order_of(N).tolist()
+    for batch in batches:
+        assert batch.labels_B.tolist() == split.labels_N[batch.rows_B].tolist()
+        assert torch.equal(batch.images_BCHW, to_float(split.images_NHWC[batch.rows_B]))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_the_epoch(poison):
-    net = make_learner(Net(4, 4))
-    with torch.no_grad():
-        net.network.linear.bias[0] = poison
-    with pytest.raises(Diverged, match="of 40 samples is not finite"):
-        train_epoch(net, epoch_of(), CE())
+def test_a_loss_that_is_not_finite_fails_the_epoch(poison):
+    """One of 40, told by any method: the mean over the others would look fine."""
+    net, epoch = make_learner(Net(4, 4)), epoch_of()
+    for batch in epoch.batches():
+        losses_B = torch.where(batch.rows_B == 17, poison, 1.0)
+        epoch.saw(batch, net(batch.images_BCHW), losses_B)
+    with pytest.raises(Diverged, match="the loss of 1 of 40 samples is not finite"):
+        epoch.accuracy()
+
+
+def test_a_batch_that_was_never_seen_is_an_error_not_a_frozen_number():
+    epoch = epoch_of()
+    for batch in epoch.batches():
+        if len(batch.rows_B) == 16:
+            epoch.saw(batch, torch.zeros(16, 4), torch.zeros(16))
+    with pytest.raises(RuntimeError, match="3 batches were handed out and 2 seen: the method must call epoch.saw"):
+        epoch.accuracy()
+
+
+@pytest.mark.parametrize("keep_N", [None, torch.zeros(40, dtype=torch.bool)])
+def test_an_epoch_without_samples_is_an_error(keep_N):
+    epoch = epoch_of()
+    if keep_N is not None:
+        assert list(epoch.batches(keep_N)) == []
+    with pytest.raises(RuntimeError, match="no sample was trained on"):
+        epoch.accuracy()
+
+
+def test_what_is_drawn_between_batches_does_not_change_them():
+    """A method may draw from the run's generator while it goes through an epoch."""
+    generator = torch.Generator().manual_seed(3)
+    split = Split(samples(40), CPU)
+    rows = []
+    for batch in Epoch(split.images_NHWC, split.labels_N, 16, generator).batches():
+        rows += batch.rows_B.tolist()
+        torch.rand(5, generator=generator)
+    assert rows == order_of(40).tolist()
+
+
+def test_what_is_reported_stays_as_it_was():
+    """`scores_N += ...` later on must not rewrite it."""
+    epoch, scores_N = epoch_of(), torch.zeros(40)
+    epoch.report(scores_N=scores_N)
+    epoch.report(labels_N=torch.ones(40, dtype=torch.int64), lam=0.5)
+    scores_N += 1
+    assert epoch.reported["scores_N"].sum() == 0
+    assert sorted(epoch.reported) == ["labels_N", "scores_N"]
+    assert epoch.metrics == {"lam": 0.5}
+
+
+def test_an_average_follows_by_hand():
+    """0.75 of its own and 0.25 of the other's, of parameters and batch-norm statistics; counts are the other's."""
+    a, b = (make_learner(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(2))) for _ in range(2))
+    for net, weight, mean, seen in ((a, 1.0, 0.0, 3), (b, 5.0, 8.0, 7)):
+        norm = net.network[1]
+        torch.nn.init.constant_(norm.weight, weight)
+        norm.running_mean.fill_(mean)
+        norm.num_batches_tracked.fill_(seen)
+    a.follow(b, 0.75)
+    assert a.network[1].weight.tolist() == [2.0, 2.0]
+    assert a.network[1].running_mean.tolist() == [2.0, 2.0]
+    assert a.network[1].num_batches_tracked == 7
+    assert b.network[1].weight.tolist() == [5.0, 5.0]
+
+
+def test_the_prediction_of_two_is_the_mean_of_their_probabilities():
+    nets = [make_learner(Net(1, 2)) for _ in range(2)]
+    for net, logits in zip(nets, ([0.0, 0.0], [math.log(9), 0.0]), strict=True):
+        torch.nn.init.zeros_(net.network.linear.weight)
+        net.network.linear.bias.data = torch.tensor(logits)
+        net.network.train()
+    log_p_NK = predict(nets, torch.zeros(3, 1, 1, 1, dtype=torch.uint8))
+    assert log_p_NK.exp()[2].tolist() == pytest.approx([(0.5 + 0.9) / 2, (0.5 + 0.1) / 2])
+    assert all(net.network.training for net in nets)  # as they were
+    assert evaluate(nets, torch.zeros(3, 1, 1, 1, dtype=torch.uint8), torch.tensor([0, 1, 0])) == pytest.approx(2 / 3)
 
 
 def test_evaluate_is_the_share_of_hits_with_dropout_off():
     torch.manual_seed(0)
     net = make_learner(CNN9(width=0.05).build(1, 8, 8, 4))
     split = Split(samples(701, side=8), CPU)  # more than one evaluation batch, the last one cut
-    first = evaluate(net, split.images_NHWC, split.labels_N)
-    assert first == evaluate(net, split.images_NHWC, split.labels_N)
+    first = evaluate([net], split.images_NHWC, split.labels_N)
+    assert first == evaluate([net], split.images_NHWC, split.labels_N)
     net.network.eval()
     hits = net.network(to_float(split.images_NHWC)).argmax(1) == split.labels_N
     assert first == int(hits.sum()) / 701
@@ -137,7 +213,7 @@ def test_evaluation_leaves_batch_norm_statistics_alone():
     net = make_learner(CNN9(width=0.05).build(1, 8, 8, 4))
     before = copy.deepcopy(net.network.state_dict())
     split = Split(samples(50, side=8), CPU)
-    evaluate(net, split.images_NHWC, split.labels_N)
+    evaluate([net], split.images_NHWC, split.labels_N)
     assert all(torch.equal(before[name], tensor) for name, tensor in net.network.state_dict().items())
 
 
@@ -146,11 +222,10 @@ def test_bf16_autocast_gives_float32_losses_near_those_of_fp32():
     network = CNN9(width=0.1).build(1, 8, 8, 4)
     exact, rounded = make_learner(copy.deepcopy(network)), make_learner(network)
     rounded._autocast = torch.autocast("cpu", dtype=torch.bfloat16)
-    batches = epoch_of(N=64, size=64, side=8)
     torch.manual_seed(1)
-    a = train_epoch(exact, batches, CE())
+    a = train_epoch(exact, epoch_of(N=64, size=64, side=8), CE())
     torch.manual_seed(1)
-    b = train_epoch(rounded, batches, CE())
+    b = train_epoch(rounded, epoch_of(N=64, size=64, side=8), CE())
     assert b.dtype == torch.float32
     assert not torch.equal(a, b)
     torch.testing.assert_close(a, b, rtol=0, atol=0.1)
@@ -199,12 +274,12 @@ def test_no_wait_for_the_device_inside_an_epoch():
     from nlt.train import Learner
 
     net = Learner(CNN9(width=0.1).build(1, 8, 8, 4), SGD(), device, "bf16")
-    batches = Batches(split.images_NHWC, split.labels_N, torch.arange(256, device=device), 64)
-    train_epoch(net, batches, CE())
+    epoch = Epoch(split.images_NHWC, split.labels_N, 64, torch.Generator())
+    train_epoch(net, epoch, CE())
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with pytest.warns(UserWarning, match="synchronizing") as caught:
-            train_epoch(net, batches, CE())
+            assert train_epoch(net, epoch, CE()) is epoch.losses_N and epoch.accuracy() >= 0
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(caught) == 1
@@ -235,7 +310,6 @@ def test_only_whole_training_batches_take_the_compiled_network(monkeypatch):
 
         return forward
 
-    batches = epoch_of(N=40, size=16)
     torch.manual_seed(0)
     network = Net(4, 4)
     plain = make_learner(copy.deepcopy(network))
@@ -243,20 +317,22 @@ def test_only_whole_training_batches_take_the_compiled_network(monkeypatch):
     net = Learner(network, SGD(), CPU, "fp32", compiled=True)
     for learner in (plain, net):
         learner.set_lr(0.1)
-    assert torch.equal(train_epoch(net, batches, CE()), train_epoch(plain, batches, CE()))
-    evaluate(net, batches.images_NHWC, batches.labels_N)
+        learner.batch_size = 16
+    assert torch.equal(train_epoch(net, epoch_of(), CE()), train_epoch(plain, epoch_of(), CE()))
+    split = Split(samples(16), CPU)
+    evaluate([net], split.images_NHWC, split.labels_N)
     assert sizes == [16, 16]
 
 
 @pytest.mark.slow
 def test_a_compiled_network_trains_as_the_plain_one():
     """20 steps with dropout and batch norm, through the compiler itself: a minute."""
-    batches = epoch_of(N=160, size=8, side=8)
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
         net = Learner(CNN9(width=0.05).build(1, 8, 8, 4), SGD(), CPU, "fp32", compiled=compiled)
         net.set_lr(0.01)
+        net.batch_size = 8
         torch.manual_seed(1)
-        losses.append(train_epoch(net, batches, CE()))
+        losses.append(train_epoch(net, epoch_of(N=160, size=8, side=8), CE()))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)

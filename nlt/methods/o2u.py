@@ -4,7 +4,7 @@ A network that swings between underfitting and overfitting, driven by a cyclical
 a large loss in every round, a right one only while it underfits. The losses of each sample, added up, tell them apart.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,6 +34,7 @@ class O2U(Settings):
     """
 
     added_later = frozenset({"forget_rounding"})
+    read_by_last_stage_alone: ClassVar = frozenset({"training"})
 
     name: Literal["o2u"] = "o2u"
     forget_rate: float = Field(ge=0, lt=1)
@@ -53,10 +54,8 @@ class O2U(Settings):
     def train(self, run: Run) -> None:
         """Train through the three stages."""
         net = run.learner("net")
-        for t in run.epochs("pretraining", self.pretraining.epochs, net):
-            net.set_lr(self.pretraining.schedule.at(t, self.pretraining.epochs))
-            losses_N = train_epoch(net, run.batches(self.pretraining.batch_size), self.pretraining.loss)
-            run.report(losses_N=losses_N)
+        for epoch in run.epochs("pretraining", self.pretraining, net):
+            train_epoch(net, epoch, self.pretraining.loss)
 
         start = run.learner("start")
         if self.restart == "pretrained":
@@ -65,16 +64,13 @@ class O2U(Settings):
         net.new_optimizer()
         scores_N = run.buffer("scores_N", torch.zeros(run.N))
         keep_N = run.buffer("keep_N", torch.ones(run.N, dtype=torch.bool))
-        for t in run.epochs("cyclical", self.cyclical.epochs, net):
-            net.set_lr(self.cyclical.schedule.at(t, self.cyclical.epochs))
-            losses_N = train_epoch(net, run.batches(self.cyclical.batch_size), self.cyclical.loss)
+        for epoch in run.epochs("cyclical", self.cyclical, net):
+            losses_N = train_epoch(net, epoch, self.cyclical.loss)
             scores_N += losses_N - losses_N.mean()
             keep_N.copy_(smallest(scores_N, self.forget_rate, self.forget_rounding))
-            run.report(losses_N=losses_N, keep_N=keep_N, scores_N=scores_N)
+            epoch.report(scores_N=scores_N, keep_N=keep_N)
 
         net.copy_weights(start)
         net.new_optimizer()
-        for t in run.epochs("training", self.training.epochs, net):
-            net.set_lr(self.training.schedule.at(t, self.training.epochs))
-            losses_N = train_epoch(net, run.batches(self.training.batch_size, keep_N), self.training.loss)
-            run.report(losses_N=losses_N)
+        for epoch in run.epochs("training", self.training, net):
+            train_epoch(net, epoch, self.training.loss, keep_N)

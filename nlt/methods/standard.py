@@ -20,9 +20,6 @@ class Standard(Settings):
 
     def train(self, run: Run) -> None:
         """Train one network."""
-        stage = self.training
         net = run.learner("net")
-        for t in run.epochs("training", stage.epochs, net):
-            net.set_lr(stage.schedule.at(t, stage.epochs))
-            losses_N = train_epoch(net, run.batches(stage.batch_size), stage.loss)
-            run.report(losses_N=losses_N)
+        for epoch in run.epochs("training", self.training, net):
+            train_epoch(net, epoch, self.training.loss)

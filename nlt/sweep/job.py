@@ -8,7 +8,7 @@ from typing import Literal
 from nlt.data import Dataset
 from nlt.launcher import Interrupted, RunFailed, Unfinished, launch, resume
 from nlt.prepare import Prepared
-from nlt.run import Epoch
+from nlt.run import EpochRecord
 from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.tracking import Store, reopen_store
@@ -137,7 +137,7 @@ def run_job(
         shared = done > 0 and job.unfinished is None
         tell(Started(run_id, _about(prepared), done, prepared.steps, shared))
 
-    def on_epoch(epoch: Epoch) -> None:
+    def on_epoch(epoch: EpochRecord) -> None:
         tell(Progressed(epoch.step, epoch.steps, epoch.stage, epoch.t, epoch.metrics))
 
     try:

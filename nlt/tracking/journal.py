@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from nlt.checkpoint import State, save, sync_folder, write_whole
-from nlt.run import Epoch
+from nlt.run import EpochRecord
 from nlt.settings import BadInput
 
 Record = dict[str, Any]
@@ -118,7 +118,7 @@ def _line_ends(path: Path) -> list[int]:
     return ends
 
 
-def epoch_record(epoch: Epoch, pictures: dict[str, bytes]) -> Record:
+def epoch_record(epoch: EpochRecord, pictures: dict[str, bytes]) -> Record:
     """Put an epoch and its pictures (artifact path -> content) into a record, to the last bit."""
     return {
         "kind": "epoch",
@@ -131,15 +131,16 @@ def epoch_record(epoch: Epoch, pictures: dict[str, bytes]) -> Record:
         "losses_N": _encode(epoch.losses_N),
         "keep_N": None if epoch.keep_N is None else _encode(epoch.keep_N.to(torch.uint8)),
         "scores_N": None if epoch.scores_N is None else _encode(epoch.scores_N),
+        "labels_N": None if epoch.labels_N is None else _encode(epoch.labels_N),
         "files": {path: base64.b64encode(content).decode() for path, content in pictures.items()},
     }
 
 
-def epoch_of(record: Record) -> Epoch:
+def epoch_of(record: Record) -> EpochRecord:
     """Read an epoch back out of its record."""
-    keep_N = record["keep_N"]
-    scores_N = record["scores_N"]
-    return Epoch(
+    keep_N, scores_N = record["keep_N"], record["scores_N"]
+    labels_N = record.get("labels_N")  # journals of nlt 0.1 have none
+    return EpochRecord(
         record["step"],
         record["steps"],
         record["stage"],
@@ -148,6 +149,7 @@ def epoch_of(record: Record) -> Epoch:
         _decode(record["losses_N"], np.float32),
         None if keep_N is None else _decode(keep_N, np.uint8).bool(),
         None if scores_N is None else _decode(scores_N, np.float32),
+        None if labels_N is None else _decode(labels_N, np.int64),
     )
 
 
@@ -241,7 +243,7 @@ class RunFolder:
             raise
         return cls(path, lock)
 
-    def epochs(self) -> list[Epoch]:
+    def epochs(self) -> list[EpochRecord]:
         """Return the epochs in the journal."""
         return [epoch_of(record) for record, _ in self.journal.read() if record["kind"] == "epoch"]
 

@@ -31,14 +31,14 @@ from torch import Tensor
 from nlt.checkpoint import write_whole
 from nlt.data import Dataset, Samples
 from nlt.figures import Picture, image_grid, loss_histogram
-from nlt.run import Epoch, Run
+from nlt.run import EpochRecord, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
 from nlt.tracking.shared import Beginning
 from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, refused, shown
-from nlt.train import Learner, find_compile
+from nlt.train import Learner, Stage, find_compile
 
 GRID_IMAGES = 60  # most suspicious samples shown in detections.png
 AWAY_S, AWAY_PAUSE_S = 600.0, 15.0  # how long a sweep waits for a server before its next run
@@ -91,7 +91,8 @@ def params(spec: Experiment, facts: Facts) -> dict[str, str]:
         "batch_size": "/".join(str(stage.batch_size) for stage in stages),
         "lr": "/".join(f"{stage.schedule.at(1, stage.epochs):g}" for stage in stages),
         "weight_decay": spec.optimizer.weight_decay,
-        "forget_rate": spec.method.model_dump().get("forget_rate", ""),
+        # A method's own settings by their names; its stages are summed up above.
+        **{key: value for key, value in spec.method if key != "name" and not isinstance(value, Stage)},
         "seed": facts.seed,
         "precision": facts.precision,
     }
@@ -214,7 +215,7 @@ class Tracker:
         """Note that the run goes on."""
         self._append({"kind": "resume", "time": now()})
 
-    def log_epoch(self, epoch: Epoch) -> None:
+    def log_epoch(self, epoch: EpochRecord) -> None:
         """Log an epoch's metrics, per-sample losses and their histogram.
 
         Nothing happens if it was logged before: a run that was killed between journal and checkpoint repeats an epoch.
@@ -231,20 +232,22 @@ class Tracker:
     def finish(self, run: Run, log_model: bool) -> dict[str, float]:
         """Log the final metrics and artifacts, mark the run FINISHED, and return the final metrics."""
         folder = self._folder.path / "artifacts"
-        save_weights(run.net.network.state_dict(), folder / "weights.safetensors")
+        save_weights(run.weights(), folder / "weights.safetensors")
         if run.best_val is not None:
             save_weights(run.best_val.weights, folder / "weights_at_best_val.safetensors")
         self._write_labels(folder / "labels.npz")
         self._write_losses(folder / "losses.npz")
-        detecting = [epoch for epoch in self.epochs if epoch.keep_N is not None]
+        masked = [epoch for epoch in self.epochs if epoch.keep_N is not None]
+        if masked:
+            self._write_masks(folder / "masks.npz", masked)
+        detecting = [epoch for epoch in self.epochs if epoch.detects]
         if detecting:
-            self._write_masks(folder / "masks.npz", detecting)
             self._write_detections(folder, detecting[-1])
         for file in folder.iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())
         if log_model:
-            self._log_model(run.net)
+            self._log_model(run.nets[0])
         final = final_metrics(self.epochs)
         end = {"kind": "end", "time": now(), "status": "FINISHED", "over": True}
         self._append(end | {"step": self.epochs[-1].step, "metrics": final})
@@ -279,14 +282,15 @@ class Tracker:
         self._folder.journal.append(record)
         self._courier.wake()
 
-    def _top(self, epoch: Epoch) -> float:
+    def _top(self, epoch: EpochRecord) -> float:
         """One axis for a whole stage, from its first epoch, so that sliding through epochs shows the losses move."""
         seen = epoch.losses_N[epoch.losses_N.isfinite()]
         return self._tops.setdefault(epoch.stage, max(float(np.quantile(seen.numpy(), 0.999)) * 1.25, 1e-3))
 
     def _write_labels(self, path: Path) -> None:
         train = self._facts.train
-        labels = {"ids": train.ids_N, "given": train.labels_N, "clean": train.clean_N}
+        believed = next((epoch.labels_N for epoch in reversed(self.epochs) if epoch.labels_N is not None), None)
+        labels = {"ids": train.ids_N, "given": train.labels_N, "clean": train.clean_N, "believed": believed}
         arrays: dict[str, Any] = {name: values.numpy() for name, values in labels.items() if values is not None}
         np.savez_compressed(path, **arrays)
 
@@ -295,15 +299,14 @@ class Tracker:
         rows = [epoch.losses_N.clamp(-65504, 65504).half().numpy() for epoch in self.epochs]
         np.savez_compressed(path, losses=np.stack(rows), ids=self._facts.train.ids_N.numpy())
 
-    def _write_masks(self, path: Path, detecting: list[Epoch]) -> None:
-        keep_DN = np.stack([epoch.keep_N.numpy() for epoch in detecting if epoch.keep_N is not None])
-        steps = np.array([epoch.step for epoch in detecting])
+    def _write_masks(self, path: Path, masked: list[EpochRecord]) -> None:
+        keep_DN = np.stack([epoch.keep_N.numpy() for epoch in masked if epoch.keep_N is not None])
+        steps = np.array([epoch.step for epoch in masked])
         # np.unpackbits(keep, axis=1, count=len(ids)) gives the masks back
         np.savez_compressed(path, keep=np.packbits(keep_DN, axis=1), steps=steps, ids=self._facts.train.ids_N.numpy())
 
-    def _write_detections(self, folder: Path, epoch: Epoch) -> None:
+    def _write_detections(self, folder: Path, epoch: EpochRecord) -> None:
         train, classes = self._facts.train, self._facts.dataset.classes
-        assert epoch.keep_N is not None
         scores_N = epoch.losses_N if epoch.scores_N is None else epoch.scores_N
         order = scores_N.argsort(descending=True, stable=True).tolist()
         head = ["id", *(["file"] if train.files else []), "given_label", "score", "removed"]
@@ -312,7 +315,8 @@ class Tracker:
             writer.writerow(head + ([] if train.clean_N is None else ["clean_label"]))
             for i in order:
                 row: list[Any] = [int(train.ids_N[i]), *([train.files[i]] if train.files else [])]
-                row += [classes[int(train.labels_N[i])], f"{float(scores_N[i]):.6g}", int(not epoch.keep_N[i])]
+                row += [classes[int(train.labels_N[i])], f"{float(scores_N[i]):.6g}"]
+                row.append("" if epoch.keep_N is None else int(not epoch.keep_N[i]))
                 writer.writerow(row + ([] if train.clean_N is None else [classes[int(train.clean_N[i])]]))
         captions = []
         for i in order[:GRID_IMAGES]:
@@ -354,7 +358,7 @@ class Tracker:
             mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
 
 
-def final_metrics(epochs: list[Epoch]) -> dict[str, float]:
+def final_metrics(epochs: list[EpochRecord]) -> dict[str, float]:
     """Return a run's headline numbers.
 
     `final/test_accuracy_last`: the last epoch's, measured after it, or before it under `evaluate: before` (which never
@@ -371,7 +375,7 @@ def final_metrics(epochs: list[Epoch]) -> dict[str, float]:
     if "val/accuracy" in last_stage[-1]:
         best = max(last_stage, key=lambda m: m["val/accuracy"])
         final["final/test_accuracy_at_best_val"] = best["test/accuracy"]
-    masks = [epoch.metrics for epoch in epochs if epoch.keep_N is not None]
+    masks = [epoch.metrics for epoch in epochs if epoch.detects]
     if masks:
         final |= {f"final/noise_{k[6:]}": v for k, v in masks[-1].items() if k.startswith("noise/")}
     return final
