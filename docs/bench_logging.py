@@ -19,13 +19,14 @@ import torch
 
 from nlt.checkpoint import Writer
 from nlt.data import Dataset, Samples
+from nlt.hardware import find_device, find_precision
 from nlt.losses import CE
 from nlt.run import EpochRecord, Split
 from nlt.spec import check
 from nlt.tracking import Facts, RunFolder, open_store, start_run
 from nlt.tracking.delivery import deliver
 from nlt.tracking.tracker import Tracker
-from nlt.train import Epoch, Learner, find_device, find_precision, train_epoch
+from nlt.train import Epoch, Learner, train_epoch
 
 N, BATCH, ROUNDS = 20_000, 128, 5
 

@@ -9,9 +9,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from nlt.bench import LR, SIDE, K, resident, step
+from nlt.hardware import find_device, find_precision
 from nlt.models import CNN9
 from nlt.optim import SGD
-from nlt.train import Learner, find_device, find_precision
+from nlt.train import Learner
 
 
 def main() -> None:

@@ -27,13 +27,14 @@ from nlt.checkpoint import Writer
 from nlt.data import Dataset as NltDataset
 from nlt.data import Samples
 from nlt.detect import smallest
+from nlt.hardware import find_device, find_precision, hold_memory
 from nlt.losses import APL, CE, NCE, RCE
 from nlt.models import CNN9
 from nlt.optim import SGD, Cyclical
 from nlt.run import Run
 from nlt.spec import check
 from nlt.tracking import Facts, Tracker, open_store, start_run
-from nlt.train import EVALUATION_BATCH, Learner, Stage, evaluate, find_device, find_precision, to_float, train_epoch
+from nlt.train import EVALUATION_BATCH, Learner, Stage, evaluate, to_float, train_epoch
 
 K, SIDE, LR = 4, 32, 0.01
 FORGET_RATE = 0.2
@@ -149,6 +150,7 @@ def bench(device: str, size: Size, told: Callable[[str], None] = lambda sentence
     Raises:
         BadInput: the device is not there.
     """
+    hold_memory()
     on = find_device(device)
     named = torch.cuda.get_device_name(on) if on.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     precision = find_precision("auto", on)

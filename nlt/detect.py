@@ -67,14 +67,12 @@ def mask_quality(keep_N: Tensor, wrong_N: Tensor) -> dict[str, float]:
 def auc(scores_N: Tensor, wrong_N: Tensor) -> float | None:
     """Return the area under the ROC curve: how often a wrong label scores above a right one, ties counting half.
 
-    None where all labels are right or all are wrong. Mann-Whitney's U from ranks, N log N.
+    Samples without a score (NaN) do not count. None where all labels are right or all are wrong.
     """
-    n_wrong = int(wrong_N.sum())
-    n_right = len(wrong_N) - n_wrong
-    if not n_wrong or not n_right:
+    from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]  # a second to import
+
+    scored_N = scores_N.isfinite()
+    wrong = wrong_N[scored_N].numpy()
+    if wrong.all() or not wrong.any():  # also where nothing is scored
         return None
-    _, inverse_N, counts = scores_N.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0)
-    mean_ranks = last - (counts - 1) / 2  # ranks 1..N; equal scores share the mean of theirs
-    rank_sum = float(mean_ranks[inverse_N][wrong_N].double().sum())
-    return (rank_sum - n_wrong * (n_wrong + 1) / 2) / (n_wrong * n_right)
+    return float(roc_auc_score(wrong, scores_N[scored_N].double().numpy()))

@@ -18,6 +18,7 @@ import torch
 from nlt import checkpoint
 from nlt.checkpoint import State
 from nlt.data import Dataset
+from nlt.hardware import find_compile, hold_memory
 from nlt.prepare import Prepared, likeness, prepare, sameness
 from nlt.run import EpochRecord, Run
 from nlt.settings import BadInput
@@ -33,7 +34,7 @@ from nlt.tracking import (
     opened,
     start_run,
 )
-from nlt.train import Diverged, find_compile
+from nlt.train import Diverged
 
 FULL_DISK_PATIENCE_S = 3.0
 
@@ -240,6 +241,7 @@ def _track(
     on_epoch: Callable[[EpochRecord], None],
 ) -> Result:
     facts = prepared.facts
+    hold_memory()
     # What was trained in part elsewhere, or by other code, is of no use to others.
     alike = folder.facts["alike"] == likeness(prepared)
     leaving = {step: key for step, key in spec.beginnings(facts.seed).items() if alike and key in leave}

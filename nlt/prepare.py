@@ -10,11 +10,11 @@ import torch
 
 from nlt.data import Dataset, Samples, hold_out
 from nlt.detect import number_kept
+from nlt.hardware import find_device, find_precision
 from nlt.noise import corrupt, empirical_matrix
 from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.tracking import Facts, git_commit
-from nlt.train import find_device, find_precision
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from nlt.augment import CropFlipCutout
 from nlt.data import Data
+from nlt.hardware import Compile, Precision
 from nlt.methods.coteaching import CoTeaching
 from nlt.methods.elr import ELR
 from nlt.methods.o2u import O2U
@@ -21,7 +22,7 @@ from nlt.models import CNN9, Model
 from nlt.noise import Noise, NoNoise
 from nlt.optim import SGD
 from nlt.settings import BadInput, Settings, brief
-from nlt.train import Compile, Precision, Stage
+from nlt.train import Stage
 
 Method = Annotated[Standard | O2U | CoTeaching | ELR, Field(discriminator="name")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]

@@ -149,6 +149,13 @@ def test_auc_by_hand(scores: list[float], wrong: list[bool], by_hand: float | No
     assert area is None if by_hand is None else area == pytest.approx(by_hand)
 
 
+def test_auc_leaves_out_samples_without_a_score() -> None:
+    """Of the scored ones the wrong label lies above one of two right ones."""
+    scores_N = torch.tensor([2.0, float("nan"), 1.0, 3.0, float("nan")])
+    assert auc(scores_N, torch.tensor([True, True, False, False, False])) == 0.5
+    assert auc(torch.full((3,), float("nan")), torch.tensor([True, False, False])) is None
+
+
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=40))
 def test_auc_is_the_share_of_pairs(samples: list[tuple[int, bool]]) -> None:

@@ -12,16 +12,11 @@ from nlt.losses import CE, MAE
 from nlt.models import CNN9
 from nlt.optim import SGD
 from nlt.run import Split
-from nlt.settings import BadInput
 from nlt.train import (
-    COMPILE_GAIN_S,
     Diverged,
     Epoch,
     Learner,
     evaluate,
-    find_compile,
-    find_device,
-    find_precision,
     predict,
     to_float,
     train_epoch,
@@ -246,25 +241,6 @@ def test_new_optimizer_forgets_momentum_and_copy_weights_copies_statistics():
         assert ours.data_ptr() != theirs.data_ptr()  # copies: training one must not move the other
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "cpu:0", "", "mps"])
-def test_unknown_device(name):
-    with pytest.raises(BadInput, match="use auto, cpu, cuda"):
-        find_device(name)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-def test_cuda_asked_for_and_absent():
-    with pytest.raises(BadInput, match="sees no CUDA device here: use --device cpu or auto"):
-        find_device("cuda")
-    assert find_device("auto") == CPU
-
-
-def test_auto_precision_is_bf16_only_in_hardware():
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert find_precision("auto", CPU) == ("bf16" if native else "fp32")
-    assert find_precision("bf16", CPU) == "bf16"
-
-
 @pytest.mark.gpu
 def test_no_wait_for_the_device_inside_an_epoch():
     """torch raises at a synchronizing call in this mode; only the check at the end of the epoch may wait."""
@@ -283,18 +259,6 @@ def test_no_wait_for_the_device_inside_an_epoch():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(caught) == 1
-
-
-def test_compilation_pays_only_where_it_is_a_gain_and_there_are_many_steps(monkeypatch):
-    assert find_compile("auto", CPU, {128: 10**9})[0] is False
-    gpu = torch.device("cuda")
-    assert find_compile("auto", gpu, {128: 10**9})[0] is False  # until it has been measured there
-    monkeypatch.setitem(COMPILE_GAIN_S, "cuda", 0.0015)
-    few, many = find_compile("auto", gpu, {128: 15_700}), find_compile("auto", gpu, {128: 12_560, 16: 50_000})
-    assert few == (False, "off: 15,700 steps gain about 24 s on cuda, compiling takes 30 s")
-    assert many == (True, "on: 62,560 steps gain about 94 s on cuda, compiling takes 60 s")
-    assert find_compile("on", CPU, {128: 1})[0] is True
-    assert find_compile("off", gpu, {16: 10**9})[0] is False
 
 
 def test_only_whole_training_batches_take_the_compiled_network(monkeypatch):

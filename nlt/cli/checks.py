@@ -73,8 +73,8 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
 
     import torch
 
+    from nlt.hardware import find_device, find_precision
     from nlt.tracking import open_store, shown
-    from nlt.train import find_device, find_precision
 
     rows = [("nlt", version("nlt")), ("python", platform.python_version())]
     rows += [(name, version(name)) for name in ("torch", "torchvision", "mlflow-skinny")]
@@ -136,7 +136,7 @@ def bench(device: str, widths: tuple[float, ...], images: int | None, rounds: in
     """
     from nlt.bench import Size
     from nlt.bench import bench as measure
-    from nlt.train import find_device
+    from nlt.hardware import find_device
 
     gpu = find_device(device).type == "cuda"
     epoch, sampled, matrix = (20_000, 4_096, 8_192) if gpu else (5_120, 512, 2_048)

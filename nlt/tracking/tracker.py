@@ -31,6 +31,7 @@ from torch import Tensor
 from nlt.checkpoint import write_whole
 from nlt.data import Dataset, Samples
 from nlt.figures import Picture, image_grid, loss_histogram
+from nlt.hardware import find_compile
 from nlt.run import EpochRecord, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment
@@ -38,7 +39,7 @@ from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
 from nlt.tracking.shared import Beginning
 from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, refused, shown
-from nlt.train import Learner, Stage, find_compile
+from nlt.train import Learner, Stage
 
 GRID_IMAGES = 60  # most suspicious samples shown in detections.png
 AWAY_S, AWAY_PAUSE_S = 600.0, 15.0  # how long a sweep waits for a server before its next run

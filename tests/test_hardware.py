@@ -1,0 +1,63 @@
+"""Device, precision, compilation and kept memory: what is found, and what is not touched."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nlt.hardware import COMPILE_GAIN_S, find_compile, find_device, find_precision
+from nlt.settings import BadInput
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "cpu:0", "", "mps"])
+def test_unknown_device(name):
+    with pytest.raises(BadInput, match="use auto, cpu, cuda"):
+        find_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+def test_cuda_asked_for_and_absent():
+    with pytest.raises(BadInput, match="sees no CUDA device here: use --device cpu or auto"):
+        find_device("cuda")
+    assert find_device("auto") == CPU
+
+
+def test_auto_precision_is_bf16_only_in_hardware():
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert find_precision("auto", CPU) == ("bf16" if native else "fp32")
+    assert find_precision("bf16", CPU) == "bf16"
+
+
+def test_compilation_pays_only_where_it_is_a_gain_and_there_are_many_steps(monkeypatch):
+    assert find_compile("auto", CPU, {128: 10**9})[0] is False
+    gpu = torch.device("cuda")
+    assert find_compile("auto", gpu, {128: 10**9})[0] is False  # until it has been measured there
+    monkeypatch.setitem(COMPILE_GAIN_S, "cuda", 0.0015)
+    few, many = find_compile("auto", gpu, {128: 15_700}), find_compile("auto", gpu, {128: 12_560, 16: 50_000})
+    assert few == (False, "off: 15,700 steps gain about 24 s on cuda, compiling takes 30 s")
+    assert many == (True, "on: 62,560 steps gain about 94 s on cuda, compiling takes 60 s")
+    assert find_compile("on", CPU, {128: 1})[0] is True
+    assert find_compile("off", gpu, {16: 10**9})[0] is False
+
+
+def test_importing_nlt_changes_nothing_in_the_process():
+    """glibc's thresholds cannot be read back; that nobody sets them can be seen."""
+    code = (
+        "import ctypes\n"
+        "class Refuses(ctypes.CDLL):\n"
+        "    def __getattr__(self, name):\n"
+        "        assert name != 'mallopt'\n"
+        "        return super().__getattr__(name)\n"
+        "ctypes.CDLL = Refuses\n"
+        "import nlt.launcher, nlt.train, nlt.bench\n"
+        "import nlt.hardware\n"
+        "try:\n"
+        "    nlt.hardware.hold_memory()\n"
+        "except AssertionError:\n"
+        "    print('asked for')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert sys.platform != "linux" or done.stdout == "asked for\n"
