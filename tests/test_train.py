@@ -126,11 +126,12 @@ def test_a_loss_that_is_not_finite_fails_the_epoch(poison):
         epoch.accuracy()
 
 
-def test_a_batch_that_was_never_seen_is_an_error_not_a_frozen_number():
+@pytest.mark.parametrize("unseen", [0, 2])
+def test_a_batch_that_was_never_seen_is_an_error_not_a_frozen_number(unseen):
     epoch = epoch_of()
-    for batch in epoch.batches():
-        if len(batch.rows_B) == 16:
-            epoch.saw(batch, torch.zeros(16, 4), torch.zeros(16))
+    for i, batch in enumerate(epoch.batches()):
+        if i != unseen:
+            epoch.saw(batch, torch.zeros(len(batch.rows_B), 4), torch.zeros(len(batch.rows_B)))
     with pytest.raises(RuntimeError, match="3 batches were handed out and 2 seen: the method must call epoch.saw"):
         epoch.accuracy()
 
