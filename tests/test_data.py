@@ -312,6 +312,25 @@ def test_damaged_cifar_is_never_unpickled(cifar10: Path, no_network: list[str], 
     assert not (cifar10 / "executed").exists()
 
 
+@pytest.mark.parametrize("changed", ["data_batch_3", "test_batch", "batches.meta"])
+def test_cifar_changed_under_the_same_name_is_refused_by_its_md5_sum(
+    cifar10: Path, no_network: list[str], changed: str
+) -> None:
+    """Other pixels or names in an intact pickle of the same size and time."""
+    Cifar10().load(cifar10)
+    file = cifar10 / "cifar-10-batches-py" / changed
+    before, content = file.stat(), pickle.loads(file.read_bytes())
+    if "data" in content:
+        content["data"][0, 0] ^= 1
+    else:
+        content["label_names"] = ["airplanf", *content["label_names"][1:]]
+    file.write_bytes(pickle.dumps(content))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file.stat().st_size == before.st_size
+    with pytest.raises(BadInput, match="looked for the intact files of CIFAR10 in .*no route to host"):
+        Cifar10().load(cifar10)
+
+
 @pytest.mark.parametrize("broken", ["data_batch_3", "batches.meta"])
 def test_missing_cifar_is_downloaded_once(cifar10: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     from torchvision.datasets import CIFAR10
