@@ -285,6 +285,21 @@ def test_runs_side_by_side_give_the_numbers_of_runs_alone_and_one_that_fails_sto
         assert found["a"].data.metrics[key] == (alone.metrics | alone.epochs[-1].metrics)[key]
 
 
+@pytest.mark.slow
+def test_what_was_taken_for_what_in_the_data_is_said_once(store: Store, tmp_path):
+    data = write_data(tmp_path, "npz", 0)
+    with np.load(data["path"]) as archive:
+        arrays = dict(archive)
+    np.savez(data["path"], **arrays | {"train_labels": arrays["train_labels"][:, None]})
+    once = {"name": "standard", "training": {"epochs": 1, **STAGE}}
+    jobs = [Job(spec(name="a", data=data, noise={"name": "none"}, method=once), seed) for seed in (0, 1)]
+    told: list[object] = []
+    side_by_side(jobs, How("cpu", tmp_path, store.uri, store.runs), lambda index, event: told.append(event), 1)
+    assert [event.name for event in told if isinstance(event, Finished)] == ["a", "a"]
+    (note,) = [event.sentence for event in told if isinstance(event, Noted)]
+    assert note.startswith(f"{data['path']}: train_labels (32, 1) taken for (32,); ")
+
+
 def journaled(place: Path) -> dict[Path, int]:
     return {p.parent: len(p.read_bytes().splitlines()) for p in (place / "mlruns" / "runs").glob("*/journal.jsonl")}
 
