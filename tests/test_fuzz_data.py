@@ -61,7 +61,8 @@ def header(descr: str, shape: str, version: bytes = b"\x01\x00") -> bytes:
 def other_arrays(draw: st.DrawFn, name: str) -> bytes:
     """Another array in the place of that one: of another kind or shape, with odd values, or a header that lies."""
     good = arrays()[name]
-    match draw(st.sampled_from(["dtype", "shape", "values", "names", "claim", "pickle", "bytes", "raw", "raw"])):
+    kinds = ["dtype", "shape", "values", "names", "form", "form", "claim", "pickle", "bytes", "raw", "raw"]
+    match draw(st.sampled_from(kinds)):
         case "dtype":
             kind = np.dtype(draw(st.sampled_from(DTYPES)))
             return npy(np.zeros(draw(st.sampled_from([good.shape, *SHAPES[:13]])), kind))
@@ -88,6 +89,18 @@ def other_arrays(draw: st.DrawFn, name: str) -> bytes:
                 st.sampled_from([str(s) for s in SHAPES] + ["(True,)", "('a',)", "8", "(9**9**9,)", "(" * 300])
             )
             return header(descr, shape, draw(st.sampled_from([b"\x01\x00", b"\x03\x00", b"\x09\x09"]))) + good.tobytes()
+        case "form" if good.ndim == 4:  # taken for what it is, or nearly
+            value = draw(st.sampled_from([0, 1, 0.5, 254.5, 256, -1, np.nan, np.inf]))
+            array = good / draw(st.sampled_from([1, 2, 255, 254, 1e-300]))
+            array[0, 0, 0, 0] = draw(st.sampled_from([value, array[0, 0, 0, 0]]))
+            array = array.astype(draw(st.sampled_from(["f2", "f4", "f8", "g", "i8", "u8", "i1", ">u2"])))
+            array = array[..., draw(st.sampled_from([[0], [0, 1], [0, 1, 2], [0, 1, 2, 0]]))]
+            return npy(array.transpose(0, 3, 1, 2) if draw(st.booleans()) else array)
+        case "form":
+            numbers = good.dtype.kind == "i"
+            array = np.eye(draw(st.sampled_from([3, 3, 4])))[good] if numbers else good
+            array = draw(st.sampled_from([array, array, good, good[:, None], good[None]]))
+            return npy(array.astype(draw(st.sampled_from(["U9", "S9", *(["?", "f2", "f8", "u1"] if numbers else [])]))))
         case "pickle":
             return npy(np.array([{"a": 1}, Path("x")], dtype=object))
         case "bytes":

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import nlt
 from nlt.data import Digits
-from nlt.launcher import RunFailed
+from nlt.launcher import RunFailed, launch
 from nlt.prepare import prepare
 from nlt.settings import BadInput
 from nlt.spec import check
@@ -190,6 +190,15 @@ def test_dataset_input(finished):
     inputs = run_of(store, result).inputs.dataset_inputs
     assert [i.dataset.name for i in inputs] == ["digits"]
     assert len(inputs[0].dataset.digest) == 16
+
+
+def test_runs_on_the_same_data_share_an_entry_that_is_true_of_each(store):
+    """MLflow keeps the first of equal name and digest, so a validation split of one must not stand in it."""
+    held_out = check(tiny(data={"name": "digits", "limit": 100, "val_fraction": 0.2}), "test")
+    for one in (held_out, check(tiny(), "test")):
+        (given,) = run_of(store, launch(one, store=store, device="cpu")).inputs.dataset_inputs
+        assert json.loads(given.dataset.profile)["train"] == 100
+        assert json.loads(given.dataset.source) == {"name": "digits", "classes": None, "limit": 100, "seed": 0}
 
 
 def test_the_logged_model_predicts_as_the_weights_do(finished):

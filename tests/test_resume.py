@@ -115,7 +115,10 @@ def test_changed_data_are_refused(killer, place):
     code, text = killer("launch", str(spec), "--device", "cpu", cwd=place, die={"at": "after-checkpoint", "n": 2})
     assert code == -9, text
     arrays["train_images"][0, 0, 0, 0] ^= 1
+    before = (place / "mine.npz").stat()
     np.savez(place / "mine.npz", **arrays)
+    os.utime(place / "mine.npz", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (place / "mine.npz").stat().st_size == before.st_size
     code, text = killer("resume", cwd=place)
     assert code == 2
     assert "its data set is no longer the one it was launched with" in text

@@ -6,9 +6,11 @@ import pytest
 import torch
 from conftest import tiny
 from recorded import differences, recorded
-from test_sweep import nlt, runs, write
+from test_sweep import nlt, runs, write, write_data
 
+from nlt.data import Npz
 from nlt.launcher import Interrupted, Result, launch, resume, unfinished_runs
+from nlt.noise import NoNoise
 from nlt.spec import Experiment, check
 from nlt.sweep import How, plan, run_job
 from nlt.tracking import Store, forget_beginnings
@@ -158,6 +160,15 @@ def test_stages_that_were_trained_on_another_machine_or_by_other_code_are_not_us
         known["trained_on"]["git commit"] = "another"
         facts.write_text(json.dumps(known))
     assert begun_elsewhere(store, run(APL, store)) is None
+
+
+def test_stages_that_were_trained_on_data_since_changed_are_not_used(store, tmp_path):
+    data = write_data(tmp_path, "npz", 0)
+    o2u, apl = (one.model_copy(update={"data": Npz(**data), "noise": NoNoise()}) for one in (O2U, APL))
+    first = run(o2u, store, leave=True)
+    assert begun_elsewhere(store, run(apl, store)) == first.run_id
+    write_data(tmp_path, "npz", 1)
+    assert begun_elsewhere(store, run(apl, store)) is None
 
 
 def test_a_run_that_goes_on_elsewhere_leaves_nothing(store):

@@ -8,16 +8,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
+import mlflow
+import numpy as np
 import pytest
 from conftest import REPO, tiny
+from PIL import Image
 
+from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, Npz
 from nlt.launcher import Unfinished, launch
+from nlt.report import compare
 from nlt.spec import check, load_all
 from nlt.sweep import Failed, Finished, How, Job, Noted, Progressed, Started, plan, side_by_side
+from nlt.sweep.plan import finished_before
 from nlt.sweep.processes import device_of, threads_each
 from nlt.terminal import Board, Ledger, Lines
-from nlt.tracking import Store, open_store
+from nlt.tracking import Store, data_digest, finished_runs, open_store
 
 STAGE = {"batch_size": 32, "schedule": {"name": "constant", "lr": 0.01}}
 QUICK = {"name": "standard", "training": {"epochs": 2, **STAGE}}
@@ -127,6 +134,125 @@ def test_what_is_the_same_but_for_its_name_runs_once_and_is_said(store: Store, n
     assert notes == ["b, seed 0, is the same as a: it runs once."] * 2
 
 
+# ---- the user's own data, changed under the same name ----
+
+
+def write_data(folder: Path, kind: str, seed: int) -> dict[str, object]:
+    """Random images of two classes, always of the same size and time; return the data settings."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    if kind == "npz":
+        file = folder / "mine.npz"
+        halves = {"train_images": images[:32], "train_labels": np.arange(32) % 2}
+        np.savez(file, **halves, test_images=images[32:], test_labels=np.arange(8) % 2)
+        os.utime(file, (1e9, 1e9))
+        return {"name": "npz", "path": str(file)}
+    for row, image in enumerate(images):
+        file = folder / "mine" / ("train" if row < 32 else "test") / "ab"[row % 2] / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    return {"name": "image_folder", "path": str(folder / "mine")}
+
+
+@pytest.mark.parametrize("kind", ["npz", "image_folder"])
+def test_a_finished_run_is_no_longer_finished_when_its_data_are_others(store: Store, tmp_path, notes, kind):
+    a = spec(name="a", data=write_data(tmp_path, kind, 0), noise={"name": "none"})
+    b = a.model_copy(update={"evaluate": "before", "name": "b"})
+    where = WHERE | {"data_root": tmp_path / "root", "store": store}
+
+    def planned():
+        todo = plan(store, [a, b], (0, 1), None, False, notes.append, tmp_path / "root")
+        return {(run.name, run.seed): run.run_id for run in todo.finished}
+
+    first = {("a", seed): launch(a, seed=seed, **where).run_id for seed in (0, 1)}
+    assert planned() == first
+    write_data(tmp_path, kind, 1)
+    assert planned() == {}
+    assert len(notes) == 1  # one line for both seeds
+    assert (
+        f"'{a.data.path}' is no longer what the finished run {first['a', 0]} (a, seed 0) and 1 more trained on"
+        in notes[0]
+    )
+    assert notes[0].endswith("): they run anew.")
+    tags = store.client.get_run(first["a", 0]).data.tags
+    second = {("a", 0): launch(a, seed=0, **where).run_id}
+    assert planned() == second
+    assert "(a, seed 1) trained on" in notes[1] and notes[1].endswith("): it runs anew.")
+    assert store.client.get_run(first["a", 0]).data.tags == tags  # not adopted
+    assert store.client.get_run(second["a", 0]).data.tags["nlt.sweep"].count(",") == 1
+    # Of the spec's runs those on the data of the latest one are compared: seed 1 was trained on others.
+    ((cell,),) = [comparison.cells for comparison in compare(store)]
+    assert {seed: run.info.run_id for seed, run in cell.runs.items()} == {0: second["a", 0]}
+
+
+def test_data_that_are_gone_leave_a_finished_run_finished(store: Store, tmp_path, notes):
+    a = spec(name="a", data=write_data(tmp_path, "npz", 0), noise={"name": "none"})
+    done = launch(a, store=store, **WHERE)
+    os.remove(a.data.path)
+    todo = plan(store, [a], (0,), None, False, notes.append)
+    assert [run.run_id for run in todo.finished] == [done.run_id]
+    (note,) = notes
+    assert note.startswith("1 finished runs stay so, though their data cannot be compared") and "is not there" in note
+
+
+def test_data_are_loaded_once_and_only_where_a_finished_run_is_found(store: Store, tmp_path, notes, monkeypatch):
+    mine = spec(name="a", data=write_data(tmp_path, "npz", 0), noise={"name": "none"})
+    plain = spec(name="digits")
+    loaded = []
+    load = Npz.load
+    monkeypatch.setattr(Npz, "load", lambda self, root: loaded.append(self.path) or load(self, root))
+    monkeypatch.setattr(Digits, "load", lambda self, root: pytest.fail("digits cannot change"))
+    plan(store, [mine, plain], (0, 1), None, False, notes.append)
+    assert loaded == []
+    for seed in (0, 1):
+        launch(mine, seed=seed, dataset=load(mine.data, tmp_path), store=store, **WHERE)
+    monkeypatch.undo()
+    launch(plain, store=store, **WHERE)
+    monkeypatch.setattr(Npz, "load", lambda self, root: loaded.append(self.path) or load(self, root))
+    monkeypatch.setattr(Digits, "load", lambda self, root: pytest.fail("digits cannot change"))
+    todo = plan(store, [mine, plain], (0, 1), None, False, notes.append)
+    assert (len(todo.finished), loaded, notes) == (3, [mine.data.path], [])
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(Data)[0]))
+def test_every_data_set_is_compared_or_cannot_change_under_its_name(kind):
+    """What has a `path` is compared; digits are scikit-learn's; of CIFAR's files `test_data.py` tests the MD5 sums."""
+    assert ("path" in kind.model_fields) == (kind not in (Digits, Cifar10, Cifar100, Cifar4))
+
+
+def test_a_finished_run_of_a_job_on_other_data_is_not_it(store: Store):
+    a = spec(name="a")
+    done = launch(a, store=store, **WHERE)
+    digest = data_digest(store.client.get_run(done.run_id))
+    found = [finished_before(store, Job(a, 0), wanted) for wanted in (None, digest, "0" * 16)]
+    assert [run and run.run_id for run in found] == [done.run_id, done.run_id, None]
+
+
+def test_a_run_of_a_version_that_logged_no_digest_stays_finished(store: Store, tmp_path, notes, monkeypatch):
+    a = spec(name="a", data=write_data(tmp_path, "npz", 0), noise={"name": "none"})
+    monkeypatch.setattr("nlt.tracking.delivery._dataset_input", lambda record: None)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", lambda self, run_id, datasets: None)
+    launch(a, store=store, **WHERE)
+    write_data(tmp_path, "npz", 1)
+    assert (len(plan(store, [a], (0,), None, False, notes.append).finished), notes) == (1, [])
+
+
+def test_a_repeated_launch_says_that_the_data_have_changed_and_runs_anew(killer, place):
+    file = write(place, name="a", data=write_data(place, "npz", 0), noise={"name": "none"})
+    command = ("launch", file, "--device", "cpu")
+    assert killer(*command, cwd=place)[0] == 0
+    size = (place / "mine.npz").stat().st_size
+    write_data(place, "npz", 1)
+    assert (place / "mine.npz").stat().st_size == size
+    code, text = killer(*command, cwd=place)
+    assert code == 0, text
+    assert "is no longer what the finished run" in text and "finished already" not in text
+    assert text.count("a · seed 0 · run ") == 1
+    store = open_store(f"sqlite:///{place / 'mlruns' / 'mlflow.db'}")
+    (experiment,) = [e for e in store.client.search_experiments() if e.name == "npz"]
+    assert len(finished_runs(store, experiment.experiment_id)) == 2
+
+
 def test_gpus_are_taken_in_turn_unless_one_is_named():
     assert [device_of("auto", slot, 2) for slot in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
     assert [device_of("cuda", 1, 4), device_of("cuda:3", 1, 4), device_of("cpu", 1, 4)] == ["cuda:1", "cuda:3", "cpu"]
@@ -157,6 +283,21 @@ def test_runs_side_by_side_give_the_numbers_of_runs_alone_and_one_that_fails_sto
     alone = launch(spec(name="a"), seed=1, tracking_uri=f"sqlite:///{place / 'alone' / 'mlflow.db'}", **WHERE)
     for key in ("final/test_accuracy_last", "train/loss"):
         assert found["a"].data.metrics[key] == (alone.metrics | alone.epochs[-1].metrics)[key]
+
+
+@pytest.mark.slow
+def test_what_was_taken_for_what_in_the_data_is_said_once(store: Store, tmp_path):
+    data = write_data(tmp_path, "npz", 0)
+    with np.load(data["path"]) as archive:
+        arrays = dict(archive)
+    np.savez(data["path"], **arrays | {"train_labels": arrays["train_labels"][:, None]})
+    once = {"name": "standard", "training": {"epochs": 1, **STAGE}}
+    jobs = [Job(spec(name="a", data=data, noise={"name": "none"}, method=once), seed) for seed in (0, 1)]
+    told: list[object] = []
+    side_by_side(jobs, How("cpu", tmp_path, store.uri, store.runs), lambda index, event: told.append(event), 1)
+    assert [event.name for event in told if isinstance(event, Finished)] == ["a", "a"]
+    (note,) = [event.sentence for event in told if isinstance(event, Noted)]
+    assert note.startswith(f"{data['path']}: train_labels (32, 1) taken for (32,); ")
 
 
 def journaled(place: Path) -> dict[Path, int]:

@@ -68,8 +68,8 @@ def launch(
 ) -> None:
     """Run experiment files, each with each seed (default 0), and track every run in MLflow.
 
-    A run that is finished already, same spec and seed, is not run again, and one that was interrupted goes on: a launch
-    may be stopped and repeated.
+    A run that is finished already, same spec, data and seed, is not run again, and one that was interrupted goes on: a
+    launch may be stopped and repeated.
 
     \b
     nlt launch experiments/o2u_20.json
@@ -92,7 +92,7 @@ def launch(
     from nlt.tracking import forget_beginnings, open_store
 
     store = open_store(tracking_uri)
-    todo = plan(store, experiments, seeds or (0,), sweep, rerun, warn)
+    todo = plan(store, experiments, seeds or (0,), sweep, rerun, warn, data_root)
     if todo.finished:
         known = len(todo.finished)
         warn(f"{known} of {known + len(todo.jobs)} runs are finished already and are not run again (--rerun does).")

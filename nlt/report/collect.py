@@ -11,7 +11,7 @@ from mlflow.entities import Run as MlflowRun
 from nlt.report.statistics import Difference, Summary, paired_difference, summary
 from nlt.settings import BadInput, brief
 from nlt.spec import Method
-from nlt.tracking import SWEEP_TAG, Store, finished_runs, shown
+from nlt.tracking import SWEEP_TAG, Store, data_digest, finished_runs, shown
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Cell:
-    """The finished runs of one spec, one per seed."""
+    """The finished runs of one spec on the same data, one per seed."""
 
     label: str
     """Method and loss, for people; no other cell of the same noise has it."""
@@ -135,7 +135,8 @@ def compare(
 ) -> list[Comparison]:
     """Group the finished runs by MLflow experiment and spec.
 
-    Of several runs with the same spec and seed the latest counts: they are repetitions, not further samples.
+    Of several runs with the same spec and seed the latest counts: they are repetitions, not further samples. Where the
+    data of a spec have changed under its name, only runs on the latest ones count.
 
     Args:
         store: where the runs are.
@@ -208,7 +209,11 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
     the beginning of the spec's hash.
     """
     by_spec: dict[str, dict[int, MlflowRun]] = defaultdict(dict)
+    data_of: dict[str, str] = {}
     for run in runs:
+        digest = data_digest(run)
+        if digest and data_of.setdefault(run.data.tags["nlt.spec_sha256"], digest) != digest:
+            continue
         by_spec[run.data.tags["nlt.spec_sha256"]].setdefault(int(run.data.tags["nlt.seed"]), run)
     groups = [dict(sorted(seeds.items())) for seeds in by_spec.values()]
     firsts = [next(iter(group.values())) for group in groups]

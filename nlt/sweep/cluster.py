@@ -211,7 +211,7 @@ def _run(
         if left is not None:
             sync(store)  # had it been finished and not delivered, it would be trained twice
             left = _left_behind(job, store, others)
-        if (found := finished_before(store, job)) and found.run_id not in others:
+        if (found := finished_before(store, job, dataset.digest)) and found.run_id not in others:
             return found
     except (BadInput, MlflowException) as error:
         return Failed("bad input", f"node {os.uname().nodename}: {error}")

@@ -1,18 +1,23 @@
 """What a launch has to do: a sweep may be interrupted and repeated, what is finished is not run again."""
 
 import hashlib
-from collections import Counter
+import os
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
 from nlt.launcher import unfinished_runs
-from nlt.settings import BadInput
+from nlt.settings import BadInput, brief
 from nlt.spec import Experiment
 from nlt.sweep.job import Finished, Job
-from nlt.tracking import SWEEP_TAG, Store, finished_runs, forget_beginnings, refused, shown, sync
+from nlt.tracking import SWEEP_TAG, Store, data_digest, finished_runs, forget_beginnings, refused, shown, sync
+
+Key = tuple[str, str, int]
+"""What makes two runs the same one: MLflow experiment, hash of the spec, seed."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,11 @@ def plan(
     sweep: str | None,
     rerun: bool,
     warn: Callable[[str], None],
+    data_root: str | Path = "data",
 ) -> Plan:
     """Find out which of specs x seeds are finished, which go on, and which begin, and tag the former two.
+
+    A finished run is compared with the user's own data as they are now: if it was trained on others, it runs anew.
 
     Args:
         store: where to look.
@@ -43,12 +51,13 @@ def plan(
         seeds: one or more.
         sweep: the sweep's name; by default one that the same specs and seeds always get.
         rerun: begin all of them, whatever is there.
-        warn: told of what is left out.
+        warn: told of what is left out, and of data that have changed.
+        data_root: folder of downloaded data sets and caches.
 
     Raises:
         BadInput: the store cannot be read.
     """
-    wanted: dict[tuple[str, str, int], Experiment] = {}
+    wanted: dict[Key, Experiment] = {}
     for spec in specs:
         for seed in seeds:
             if wanted.setdefault(_key(spec, seed), spec) is not spec:
@@ -63,6 +72,8 @@ def plan(
         warn(sentence)
     try:
         finished = _finished(store, wanted)
+        for key in _trained_on_other_data(finished, wanted, Path(os.path.expanduser(data_root)), warn):
+            del finished[key]
         unfinished = {_key(run.spec, run.seed): run for run in unfinished_runs(store, warn)}
         jobs = [Job(spec, key[2], unfinished.get(key)) for key, spec in wanted.items() if key not in finished]
         for run in finished.values():
@@ -77,22 +88,22 @@ def plan(
     return Plan(sweep, jobs, [_outcome(run) for run in finished.values()], shared)
 
 
-def finished_before(store: Store, job: Job) -> Finished | None:
-    """Return the latest finished run of a job's spec and seed."""
+def finished_before(store: Store, job: Job, digest: str | None = None) -> Finished | None:
+    """Return the latest finished run of a job's spec and seed; with `digest` None if that one had other data."""
     key = _key(job.spec, job.seed)
     run = _finished(store, {key: job.spec}).get(key)
-    return None if run is None else _outcome(run)
+    return None if run is None or (digest and data_digest(run) not in (None, digest)) else _outcome(run)
 
 
 def _outcome(run: MlflowRun) -> Finished:
     return Finished(run.info.run_name, int(run.data.tags["nlt.seed"]), run.info.run_id, dict(run.data.metrics))
 
 
-def _key(spec: Experiment, seed: int) -> tuple[str, str, int]:
+def _key(spec: Experiment, seed: int) -> Key:
     return spec.experiment or spec.data.name, spec.sha256(), seed
 
 
-def _name(wanted: dict[tuple[str, str, int], Experiment]) -> str:
+def _name(wanted: dict[Key, Experiment]) -> str:
     names = list(dict.fromkeys(spec.name for spec in wanted.values()))
     text = "+".join(names)
     if len(text) > 40:
@@ -100,9 +111,9 @@ def _name(wanted: dict[tuple[str, str, int], Experiment]) -> str:
     return f"{text} {hashlib.sha256(repr(sorted(wanted)).encode()).hexdigest()[:6]}"
 
 
-def _finished(store: Store, wanted: dict[tuple[str, str, int], Experiment]) -> dict[tuple[str, str, int], MlflowRun]:
+def _finished(store: Store, wanted: dict[Key, Experiment]) -> dict[Key, MlflowRun]:
     """Return the latest finished run of each that has one."""
-    found: dict[tuple[str, str, int], MlflowRun] = {}
+    found: dict[Key, MlflowRun] = {}
     ids: dict[str, str | None] = {}
     for name, sha256 in dict.fromkeys((name, sha256) for name, sha256, _ in wanted):
         if name not in ids:
@@ -115,6 +126,41 @@ def _finished(store: Store, wanted: dict[tuple[str, str, int], Experiment]) -> d
             if key in wanted:
                 found.setdefault(key, run)
     return found
+
+
+def _trained_on_other_data(
+    finished: dict[Key, MlflowRun], wanted: dict[Key, Experiment], data_root: Path, warn: Callable[[str], None]
+) -> list[Key]:
+    """Return which finished runs are not of the data that their spec names now; say so, a line for each data set.
+
+    Only data of a `path` can be others under the same name: digits come with scikit-learn, and of CIFAR's files
+    torchvision checks the MD5 sums. What cannot be loaded now cannot be compared: its runs stay finished.
+    """
+    by_data = defaultdict[str, list[Key]](list)
+    for key, spec in wanted.items():
+        if key in finished and hasattr(spec.data, "path") and data_digest(finished[key]) is not None:
+            by_data[spec.data.model_dump_json()].append(key)
+    outdated = list[Key]()
+    for keys in by_data.values():
+        data = wanted[keys[0]].data
+        try:
+            now = data.load(data_root).digest  # not kept: a launch may name many data sets, and each is large
+        except BadInput as error:
+            warn(
+                f"{len(keys)} finished runs stay so, though their data cannot be compared with those there now: {error}"
+            )
+            continue
+        if changed := [key for key in keys if data_digest(finished[key]) != now]:
+            outdated += changed
+            run = finished[changed[0]]
+            more, anew = (f" and {len(changed) - 1} more", "they run") if len(changed) > 1 else ("", "it runs")
+            path = brief(getattr(data, "path", ""), 200)
+            warn(
+                f"data.path {path} is no longer what the finished run {run.info.run_id} "
+                f"({run.info.run_name}, seed {changed[0][2]}){more} trained on (digest {data_digest(run)}, now {now}): "
+                f"{anew} anew."
+            )
+    return outdated
 
 
 def _adopt(store: Store, run_id: str, sweeps: str, sweep: str) -> None:

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from nlt.launcher import stop_signals
-from nlt.sweep.job import Event, Failed, Finished, How, Job, Tell, run_job
+from nlt.sweep.job import Event, Failed, Finished, How, Job, Noted, Started, Tell, run_job
 
 LONGEST_STOP_S = 60.0  # after a second Ctrl-C; then processes are killed
 TAIL = 4000  # characters of a dead process's last words
@@ -36,6 +36,7 @@ def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
     running: dict[int, _Worker] = {}
     events: queue.SimpleQueue[tuple[int, Event | None]] = queue.SimpleQueue()
     threads = threads_each(min(at_once, len(jobs) or 1), len(os.sched_getaffinity(0)), torch.get_num_threads())
+    noted = set[str]()
     told = 0  # how many of the user's requests to stop have been handed on
     deadline = float("inf")
     with stop_signals() as stop:
@@ -56,6 +57,11 @@ def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
                         if (died := running.pop(index).last_words(stop.asked)) is not None:
                             tell(index, died)
                     else:
+                        if isinstance(event, Started):  # its data are loaded
+                            for sentence in running[index].notes():
+                                if sentence not in noted:
+                                    noted.add(sentence)
+                                    tell(index, Noted(sentence))
                         tell(index, event)
                 if time.monotonic() > deadline:
                     for worker in running.values():
@@ -109,6 +115,11 @@ class _Worker:
                 self._events.put((self._index, event))
         self.process.join()
         self._events.put((self._index, None))
+
+    def notes(self) -> list[str]:
+        """Return the notes that it has printed until now, as on what was taken for what in the data."""
+        with open(self._output.name, errors="replace") as output:
+            return [line.removeprefix("note: ").rstrip() for line in output if line.startswith("note: ")]
 
     def last_words(self, stopping: bool) -> Failed | None:
         """Return what became of a job whose process is gone without a last event; None if there was one."""

@@ -1,6 +1,6 @@
 """The only files that write to MLflow, and the journal that each run keeps on this machine until MLflow has it all."""
 
-from nlt.tracking.delivery import kill_orphans, sync
+from nlt.tracking.delivery import data_digest, kill_orphans, sync
 from nlt.tracking.journal import Busy, RunFolder, folder_of, folders, opened
 from nlt.tracking.shared import find_beginning, forget_beginnings, leave_beginning
 from nlt.tracking.store import (
@@ -18,8 +18,8 @@ from nlt.tracking.summary import LONGEST_TAG, write_summary
 from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, params, start_run
 
 __all__ = [
-    "LONGEST_TAG", "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "experiment_id", "final_metrics",
-    "find_beginning", "finished_runs", "folder_of", "folders", "forget_beginnings", "git_commit", "kill_orphans",
-    "leave_beginning", "open_store", "opened", "params", "refused", "reopen_store", "shown", "start_run", "sync",
-    "without_credentials", "write_summary",
+    "LONGEST_TAG", "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "data_digest", "experiment_id",
+    "final_metrics", "find_beginning", "finished_runs", "folder_of", "folders", "forget_beginnings", "git_commit",
+    "kill_orphans", "leave_beginning", "open_store", "opened", "params", "refused", "reopen_store", "shown",
+    "start_run", "sync", "without_credentials", "write_summary",
 ]  # fmt: skip

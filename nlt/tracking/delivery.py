@@ -19,6 +19,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Run as MlflowRun
 
 from nlt.tracking.journal import Record, RunFolder, opened
 from nlt.tracking.store import FOLDER_TAG, Store, without_credentials
@@ -83,6 +84,12 @@ def _send_files(client: MlflowClient, run_id: str, files: dict[str, str]) -> Non
 
 def _dataset_input(record: dict[str, Any]) -> DatasetInput:
     return DatasetInput(DatasetEntity(**record), [InputTag("mlflow.data.context", "training")])
+
+
+def data_digest(run: MlflowRun) -> str | None:
+    """Return `Dataset.digest` of the data that a run of nlt was trained on; None if MLflow holds none."""
+    logged = run.inputs.dataset_inputs if run.inputs else []
+    return next((given.dataset.digest for given in logged if given.dataset.source_type == "nlt"), None)
 
 
 class Courier:

@@ -150,7 +150,9 @@ def start_run(
         matrices["drawn"] = facts.empirical_T_KK.tolist()
     texts = {"spec.json": spec.resolved() | {"seed": facts.seed}, "transition_matrix.json": matrices}
     wrong_N, dataset = facts.train.wrong_N, facts.dataset
-    sizes = {"train": len(facts.train), "test": len(dataset.test), "classes": dataset.classes}
+    # MLflow keeps one entry for each name and digest, the first one: only what the digest covers may stand in it.
+    sizes = {"train": len(dataset.train), "test": len(dataset.test), "classes": dataset.classes}
+    source = spec.data.model_dump(mode="json", exclude={"val_fraction"})
     start: Record = {
         "kind": "start",
         "time": now(),
@@ -160,7 +162,7 @@ def start_run(
             "name": dataset.name,
             "digest": dataset.digest,
             "source_type": "nlt",
-            "source": json.dumps(spec.data.model_dump(mode="json")),
+            "source": json.dumps(source),
             "profile": json.dumps(sizes),
         },
         "files": {
