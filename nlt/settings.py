@@ -41,7 +41,7 @@ class BadInput(Exception):
     """
 
     def __init__(self, *sentences: str) -> None:
-        super().__init__(*map(_one_line, sentences))
+        super().__init__(*map(one_line, sentences))
 
     def __str__(self) -> str:
         return "\n".join(self.args)
@@ -52,7 +52,8 @@ def brief(text: str, longest: int = 60) -> str:
     return repr(text if len(text) <= longest else f"{text[: longest - 15]}...{text[-12:]}")
 
 
-def _one_line(sentence: str) -> str:
+def one_line(sentence: str) -> str:
+    """Make what may hold a user's texts one printable line of bounded length."""
     if len(sentence) > LONGEST_SENTENCE:  # the place stands at the beginning, the mend at the end
         sentence = f"{sentence[: LONGEST_SENTENCE * 2 // 3]} ... {sentence[-LONGEST_SENTENCE // 3 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)
