@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -348,7 +349,6 @@ def test_held_out_test_images(unsplit: Path) -> None:
         colours = [i if i < 10 else 90 + i for i in side.ids_N.tolist()]
         assert side.images_NCHW[:, 0, 0, 0].tolist() == colours
         assert side.labels_N.tolist() == [int(file.startswith("dog")) for file in side.files]
-    assert prepared(unsplit, test_fraction=0.25).facts.test.ids_N.tolist() == loaded.test.ids_N.tolist()
     other = load_folder(unsplit, test_fraction=0.25, seed=1).test
     assert other is not None and other.ids_N.tolist() != loaded.test.ids_N.tolist()
 
@@ -714,3 +714,23 @@ def test_too_little_memory_is_not_skipped(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Image, "open", greedy)
     with pytest.raises(BadInput, match=r"a.PNG cannot be decoded for want of memory"):
         load_folder(folder, on_bad_image="skip")
+
+
+def test_after_an_error_the_rest_is_not_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(50 * decoding_module.AT_ONCE):
+        os.link(folder / "train" / "dog" / "9.png", folder / "train" / "dog" / f"more{i}.png")
+    (folder / "train" / "cat" / "a.PNG").write_bytes(b"")
+    decode, seen = decoding_module._decode, []
+
+    def slow(*given: Any) -> Any:
+        seen.append(given)
+        time.sleep(0.001)
+        return decode(*given)
+
+    monkeypatch.setattr(decoding_module, "_decode", slow)
+    with pytest.raises(BadInput, match="a.PNG cannot be decoded"):
+        load_folder(folder)
+    count = len(seen)
+    assert count < 45 * decoding_module.AT_ONCE
+    time.sleep(0.05)
+    assert len(seen) == count, "threads are still at it"

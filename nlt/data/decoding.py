@@ -12,7 +12,7 @@ import os
 import sys
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -115,7 +115,7 @@ def _read(file: Path) -> bytes:
         raise BadInput(f"{file} cannot be read ({reason(error)}): make it readable or remove it") from error
 
 
-def _in_order(function: Callable[[int], T], N: int, what: str) -> Iterator[T]:
+def _in_order(function: Callable[[int], T], N: int, what: str) -> Generator[T, None, None]:
     """function(0), ..., function(N - 1), computed in threads, with a progress bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
@@ -131,7 +131,7 @@ def _in_order(function: Callable[[int], T], N: int, what: str) -> Iterator[T]:
             for results in pool.map(several, range(0, N, AT_ONCE)):
                 yield from results
                 bar.advance(task, len(results))
-    finally:  # after an error nobody waits for the rest
+    finally:
         pool.shutdown(cancel_futures=True)
 
 
@@ -150,9 +150,10 @@ def _decode_all(
     images: NDArray[np.uint8] | None = None
     found: list[bytes] = []
     bad: dict[int, str] = {}
-    with warnings.catch_warnings():
+    # closing: after an error nobody waits for the rest
+    with warnings.catch_warnings(), contextlib.closing(_in_order(decode, len(paths), "decoding images")) as results:
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # here: the filters are not a thread's own
-        for row, (found_sum, image) in enumerate(_in_order(decode, len(paths), "decoding images")):
+        for row, (found_sum, image) in enumerate(results):
             file = top / paths[row]
             found.append(found_sum)
             if sums is not None and sums[row] != found_sum:
