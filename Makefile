@@ -40,7 +40,7 @@ ui: $(BIN)/nlt
 	$(BIN)/nlt ui
 
 constraints:  ## docker/constraints.txt for all supported Pythons; ARGS=--upgrade takes newer versions; needs uv
-	uv pip compile pyproject.toml --extra server --extra ray --universal --python-version 3.11 --no-annotate --no-emit-index-url $(ARGS) -o docker/constraints.txt
+	uv pip compile pyproject.toml --extra heic --extra server --extra ray --universal --python-version 3.11 --no-annotate --no-emit-index-url $(ARGS) -o docker/constraints.txt
 
 schema: $(BIN)/nlt  ## after a change of settings
 	$(BIN)/nlt schema > nlt/schema.json

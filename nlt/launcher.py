@@ -272,7 +272,7 @@ def _track(
                 run = Run(
                     train=facts.train,
                     val=prepared.val,
-                    test=facts.dataset.test,
+                    test=facts.test,
                     K=len(facts.dataset.classes),
                     model=spec.model,
                     optimizer=spec.optimizer,

@@ -39,6 +39,8 @@ def prepare(
         raise BadInput(f"--seed {seed}: a seed is a whole number from 0 to 2^63 - 1.")
     on = find_device(device)
     dataset = dataset or spec.data.load(Path(os.path.expanduser(data_root)))
+    if dataset.test is None:
+        raise BadInput(f"data: {dataset.name} has no test images, which a run is measured on: {dataset.test_mend}.")
     K = len(dataset.classes)
     T_KK = spec.noise.matrix(dataset.classes)
     train = dataset.train

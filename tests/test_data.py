@@ -5,12 +5,10 @@ import json
 import os
 import pickle
 import socket
-import struct
 import tarfile
 import time
 import urllib.error
 import urllib.request
-import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,16 +19,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
-from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from nlt.data import Cifar4, Cifar10, Cifar100, Data, Dataset, Digits, ImageFolder, Npz, Samples, hold_out
+from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, ImageFolder, Npz, Samples, hold_out
 from nlt.data import cifar as cifar_module
-from nlt.data.samples import HOLD_OUT_STREAM, LIMIT_STREAM, _limited, _permutation
+from nlt.data.samples import HOLD_OUT_STREAM, LIMIT_STREAM, TEST_STREAM, _limited, _permutation, split_test
 from nlt.settings import BadInput
 from nlt.spec import check
 
-GOLDEN = [[3, 1, 0, 4, 5, 6, 7, 2], [7, 5, 3, 2, 0, 1, 6, 4]]  # permutations of 8 with seed 0, streams 1 and 2
+# permutations of 8 with seed 0, streams 1, 2 and 3
+GOLDEN = [[3, 1, 0, 4, 5, 6, 7, 2], [7, 5, 3, 2, 0, 1, 6, 4], [6, 0, 1, 7, 5, 2, 3, 4]]
 
 # ---- settings
 
@@ -202,6 +200,53 @@ def test_random_choices_stay_the_same_for_ever() -> None:
     """Golden: another numpy or torch must not silently change who is in a validation split."""
     assert _permutation(8, 0, LIMIT_STREAM).tolist() == GOLDEN[0]
     assert _permutation(8, 0, HOLD_OUT_STREAM).tolist() == GOLDEN[1]
+    assert _permutation(8, 0, TEST_STREAM).tolist() == GOLDEN[2]
+
+
+LABELS = [0] * 10 + [1] * 5 + [2] * 2  # of what a test split is held out of
+
+
+@pytest.mark.parametrize(
+    ("fraction", "held"),  # by hand: fraction * (10, 5, 2), halves up
+    [(0.25, [3, 1, 1]), (0.3, [3, 2, 1]), (0.5, [5, 3, 1]), (0.7, [7, 4, 1])],
+)
+def test_split_test_is_stratified(fraction: float, held: list[int]) -> None:
+    samples = small(LABELS)
+    train, test = split_test(("a", "b", "c"), samples, fraction, 0, None)
+    assert torch.bincount(test.labels_N).tolist() == held
+    assert sorted(train.ids_N.tolist() + test.ids_N.tolist()) == list(range(17))
+    for side in (train, test):
+        assert side.ids_N.tolist() == sorted(side.ids_N.tolist())
+        assert side.images_NCHW[:, 0, 0, 0].tolist() == side.ids_N.tolist()
+        assert side.labels_N.tolist() == [LABELS[i] for i in side.ids_N.tolist()]
+    again = [split_test(("a", "b", "c"), samples, fraction, seed, None)[1].ids_N.tolist() for seed in range(4)]
+    assert again[0] == test.ids_N.tolist() and len(set(map(tuple, again))) > 1
+
+
+def test_split_test_does_not_look_at_clean_labels_or_classes() -> None:
+    names = ("a", "b", "c")
+    held = split_test(names, small(LABELS), 0.3, 0, None)[1].ids_N.tolist()
+    assert split_test(names, small(LABELS, LABELS[::-1]), 0.3, 0, None)[1].ids_N.tolist() == held
+    assert split_test(names, small(LABELS), 0.3, 0, ("b", "a"))[1].ids_N.tolist() == held
+    fewer = split_test(names, small([*LABELS[:15], 0, 0]), 0.3, 0, ("a", "b"))[1]  # what else there is does not matter
+    assert [i for i in fewer.ids_N.tolist() if 10 <= i < 15] == [i for i in held if 10 <= i < 15]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "count", "message"),
+    [
+        (0.2, 2, r"data.test_fraction 0.2 holds out 0 of the 2 images of 'c', .*: set it between 0.5 and 0.5, add"),
+        (0.1, 4, r"holds out 0 of the 4 images of 'c', .*: set it between 0.25 and 0.75, add images or leave"),
+        (0.9, 4, r"holds out 4 of the 4 images of 'c'"),
+        (0.5, 1, r"holds out 1 of the 1 images of 'c', and each class needs one on both sides: add images or leave"),
+    ],
+)
+def test_split_test_leaves_each_class_on_both_sides(fraction: float, count: int, message: str) -> None:
+    samples = small([0] * 10 + [1] * 10 + [2] * count)
+    with pytest.raises(BadInput, match=message):
+        split_test(("a", "b", "c"), samples, fraction, 0, None)
+    train, test = split_test(("a", "b", "c"), samples, fraction, 0, ("a", "b"))  # the class is not asked for
+    assert {0, 1} <= set(train.labels_N.tolist()) & set(test.labels_N.tolist())
 
 
 # ---- CIFAR, from small files in the official format
@@ -543,194 +588,3 @@ def test_npz_classes_without_any_image(tmp_path: Path) -> None:
     settings = write_npz(tmp_path / "a.npz", test_labels=np.array([2, 2, 2]))
     with pytest.raises(BadInput, match="data.classes: no test image is of cat, dog"):
         settings.model_copy(update={"classes": ("cat", "dog")}).load(tmp_path)
-
-
-# ---- image folder
-
-
-def paint(file: Path, colour: tuple[int, int, int], size: tuple[int, int] = (10, 8), **options: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(file, **options)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """train/: dog 2, cat 1, owl 1 images; test/: one dog."""
-    top = tmp_path / "pets"
-    paint(top / "train" / "dog" / "10.png", (10, 11, 12))
-    paint(top / "train" / "dog" / "9.png", (9, 8, 7))
-    paint(top / "train" / "cat" / "a.PNG", (1, 2, 3))
-    paint(top / "train" / "owl" / "o.bmp", (4, 5, 6))
-    paint(top / "test" / "dog" / "x.png", (99, 98, 97))
-    (top / "train" / "dog" / ".hidden").touch()
-    (top / "train" / "Thumbs.db").touch()
-    (top / "train" / ".git").mkdir()
-    (top / "notes.txt").touch()
-    return top
-
-
-def load_folder(top: Path, **settings: Any) -> Dataset:
-    return ImageFolder(path=str(top), **settings).load(top.parent / "root")
-
-
-def test_image_folder(folder: Path) -> None:
-    loaded = load_folder(folder)
-    assert loaded.classes == ("cat", "dog", "owl")
-    assert loaded.train.files == ("train/cat/a.PNG", "train/dog/10.png", "train/dog/9.png", "train/owl/o.bmp")
-    assert loaded.train.labels_N.tolist() == [0, 1, 1, 2] and loaded.test.labels_N.tolist() == [1]
-    assert loaded.train.images_NCHW.shape == (4, 3, 8, 10) and loaded.train.images_NCHW.is_contiguous()
-    assert loaded.train.images_NCHW[:, :, 7, 9].tolist() == [[1, 2, 3], [10, 11, 12], [9, 8, 7], [4, 5, 6]]
-    assert loaded.test.images_NCHW[0, :, 0, 0].tolist() == [99, 98, 97]
-    assert loaded.train.clean_N is None and loaded.test.files == ("test/dog/x.png",)
-    picked = load_folder(folder, classes=("owl", "dog"))
-    assert picked.train.files == ("train/dog/10.png", "train/dog/9.png", "train/owl/o.bmp")
-    assert picked.train.ids_N.tolist() == [1, 2, 3] and picked.train.labels_N.tolist() == [1, 1, 0]
-
-
-def test_second_load_reads_the_cache(folder: Path) -> None:
-    first = load_folder(folder)
-    for file in folder.glob("*/*/*.*"):  # destroy the contents, keep size and time
-        stat = file.stat()
-        file.write_bytes(b"\0" * stat.st_size)
-        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert load_folder(folder).digest == first.digest
-    assert [cache.name[:13] for cache in (folder.parent / "root" / "cache").iterdir()] == ["image_folder-"]
-    with pytest.raises(BadInput, match="cannot be decoded"):  # another image_size is another cache
-        load_folder(folder, image_size=8)
-    os.utime(folder / "train" / "cat" / "a.PNG", ns=(1, 1))  # and so is a file of another time
-    with pytest.raises(BadInput, match="cannot be decoded"):
-        load_folder(folder)
-
-
-@pytest.mark.parametrize(
-    "damage", [cut, flip, lambda cache: np.savez(cache, images_NCHW=np.zeros((1, 3, 8, 10), np.uint8))]
-)
-def test_damaged_cache_is_made_anew(folder: Path, damage: Any) -> None:
-    first = load_folder(folder)
-    (cache,) = (folder.parent / "root" / "cache").iterdir()
-    whole = cache.read_bytes()
-    damage(cache)
-    assert cache.read_bytes() != whole
-    assert load_folder(folder).digest == first.digest
-    assert cache.read_bytes()[:200] == whole[:200] and len(cache.read_bytes()) == len(whole)
-
-
-def test_cache_that_cannot_be_written_is_a_warning(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (folder.parent / "root").touch()
-    assert len(load_folder(folder).train) == 4
-    warned = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
-    assert len(warned) == 1 and str(folder.parent / "root" / "cache") in warned[0]
-
-
-def test_image_size_takes_the_centre_and_smooths(folder: Path) -> None:
-    stripes = np.zeros((16, 48, 3), np.uint8)
-    stripes[:, 16:32:2] = 255  # the centre square: black and white columns by turns
-    stripes[:, :16, 0] = 200  # beside it red
-    Image.fromarray(stripes).save(folder / "train" / "cat" / "a.PNG")
-    image_CHW = load_folder(folder, image_size=8).train.images_NCHW[0]
-    assert image_CHW.shape == (3, 8, 8)
-    # by turns black and white is grey where the filter is antialiased; plain bilinear sampling would keep stripes
-    assert ((image_CHW[:, :, 1:-1].float() - 127.5).abs() < 2).all()
-    # shorter side to 8, so 24 x 8, then the middle 8 columns
-    whole = np.asarray(Image.fromarray(stripes).resize((24, 8), Image.Resampling.BILINEAR))
-    assert np.array_equal(image_CHW.numpy(), whole[:, 8:16].transpose(2, 0, 1))
-
-
-def test_exif_orientation_palettes_and_grey(folder: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    half = np.zeros((10, 8, 3), np.uint8).transpose(1, 0, 2)  # stored 10 wide, 8 high
-    half[:, :5] = 255  # the left half white
-    tall = folder.parent / "tall"
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            paint(tall / split / name / "p.gif", (255, 0, 0), (8, 10))
-    Image.fromarray(half).save(tall / "train" / "a" / "p.jpg", exif=exif, quality=100, subsampling=0)
-    Image.new("L", (8, 10), 77).save(tall / "train" / "b" / "q.png")
-    images_NCHW = load_folder(tall).train.images_NCHW
-    assert images_NCHW.shape == (4, 3, 10, 8)
-    assert images_NCHW[0, :, 0, 0].tolist() == [255, 0, 0]  # a/p.gif
-    assert (images_NCHW[1, :, :5] > 240).all() and (images_NCHW[1, :, 5:] < 15).all()  # a/p.jpg: left has become top
-    assert (images_NCHW[3] == 77).all()  # b/q.png
-
-
-def bomb(file: Path) -> None:
-    """A PNG of 20,000 x 20,000 pixels in a few bytes."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-
-
-def warned_bomb(file: Path) -> None:
-    """100 million pixels: above Pillow's warning, below its error."""
-    Image.new("1", (10_000, 10_000)).save(file, format="PNG")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda file: file.write_bytes(b""), "cannot be decoded"),
-        (lambda file: file.write_bytes(file.read_bytes()[:40]), "cannot be decoded"),
-        (lambda file: file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "cannot be decoded"),
-        (bomb, "cannot be decoded .*exceeds limit"),
-        (warned_bomb, "cannot be decoded .*exceeds limit"),
-        (lambda file: Image.fromarray(np.full((8, 10), 999, np.uint16)).save(file), "cannot be decoded .*8 bits"),
-        (lambda file: paint(file, (0, 0, 0), (10, 9)), "is 10x9 and the images before it 10x8: set data.image_size"),
-        (lambda file: (file.unlink(), file.symlink_to("/etc/hostname")), "is a link that leaves"),
-        (lambda file: (file.unlink(), file.symlink_to("absent.png")), "is not an image"),
-        (lambda file: (file.unlink(), file.mkdir()), "is not an image"),
-    ],
-)
-def test_image_that_will_not_do_is_named(folder: Path, damage: Any, message: str) -> None:
-    damage(folder / "train" / "dog" / "9.png")
-    with pytest.raises(BadInput, match=message) as caught:
-        load_folder(folder)
-    assert str(folder / "train" / "dog" / "9.png") in str(caught.value)
-
-
-def remove(*files: Path) -> None:
-    for file in files:
-        file.unlink()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda top: (top / "train" / "dog" / "list.csv").touch(), "train/dog/list.csv is not an image"),
-        (lambda top: (top / "train" / "list.csv").touch(), "train/list.csv lies beside the class folders"),
-        (lambda top: paint(top / "test" / "emu" / "e.png", (1, 1, 1)), "test/emu: no such class in .*train"),
-        (lambda top: (top / "train" / "emu").mkdir(), "train/emu holds no image"),
-        (lambda top: remove(top / "test" / "dog" / "x.png"), "test holds no image"),
-        (lambda top: (top / "test").rename(top / "elsewhere"), "cannot read .*pets/test"),
-        (lambda top: top.rename(top.parent / "moved"), "cannot read .*pets/train"),
-        (lambda top: (top / "train" / "out").symlink_to("/etc"), "train/out is a link that leaves"),
-        (
-            lambda top: ((top / "test").rename(top.parent / "t"), (top / "test").symlink_to(top.parent / "t")),
-            "pets/test is a link that leaves",
-        ),
-        (lambda top: paint(Path(os.fsdecode(bytes(top / "train" / "dog") + b"/\xff.png")), (1, 1, 1)), "UTF-8"),
-    ],
-)
-def test_folder_that_will_not_do_is_named(folder: Path, change: Any, message: str) -> None:
-    change(folder)
-    with pytest.raises(BadInput, match=message) as caught:
-        load_folder(folder)
-    json.dumps(str(caught.value)).encode()
-    str(caught.value).encode()  # printable, whatever the file name
-
-
-def test_folder_of_one_class(folder: Path) -> None:
-    for name in ("cat", "owl"):
-        remove(*(folder / "train" / name).iterdir())
-        (folder / "train" / name).rmdir()
-    with pytest.raises(BadInput, match="at least two classes, found 1"):
-        load_folder(folder)
-
-
-def test_links_within_the_folder_are_fine(folder: Path) -> None:
-    (folder / "train" / "dog" / "link.png").symlink_to(folder / "train" / "dog" / "9.png")
-    (folder.parent / "alias").symlink_to(folder)
-    assert len(load_folder(folder.parent / "alias").train) == 5

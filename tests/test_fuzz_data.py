@@ -191,6 +191,7 @@ KINDS = {
     "tif": "TIFF",
     "ppm": "PPM",
     "pgm": "PPM",
+    "avif": "AVIF",
 }
 IMAGES = {ending: encoded(kind, picture(12, 9)) for ending, kind in KINDS.items()}
 SIDES = [0, 1, 2, 9, 12, 1000, 9000, 30_000, 65_535, 2**31 - 1]
@@ -205,34 +206,36 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @st.composite
-def image_files(draw: st.DrawFn) -> tuple[str, bytes, int | None]:
-    """(ending, bytes, image_size): damaged, of another kind than its name says, of odd size, or lying about its size."""
+def image_files(draw: st.DrawFn) -> tuple[str, bytes, dict[str, Any]]:
+    """(ending, bytes, settings): damaged, of another kind than its name says, of odd size, or lying about its size."""
     ending, other = draw(st.sampled_from(sorted(KINDS))), draw(st.sampled_from(sorted(KINDS)))
-    size = draw(st.sampled_from([None, None, 8, 9, 16]))
+    settings: dict[str, Any] = {"image_size": draw(st.sampled_from([None, None, 8, 9, 16]))}
+    settings |= {"depth": draw(st.sampled_from([None, 1, 8, 16, 32]))}
+    settings |= {"on_bad_image": draw(st.sampled_from(["error", "error", "skip"]))}
     width, height = draw(st.sampled_from(SIDES)), draw(st.sampled_from(SIDES))
     match draw(st.sampled_from(["damage"] * 6 + ["kind", "mode", "sides", "lie", "lie", "junk"])):
         case "damage":
-            return ending, draw(corrupted(IMAGES[ending])), size
+            return ending, draw(corrupted(IMAGES[ending])), settings
         case "kind":
-            return ending, IMAGES[other], size
+            return ending, IMAGES[other], settings
         case "mode":
             mode = draw(st.sampled_from(["1", "L", "P", "LA", "RGBA", "CMYK", "I", "F", "I;16", "YCbCr"]))
             kind = "TIFF" if mode not in ("LA", "RGBA", "P") else "PNG"
-            return ending, encoded(kind, picture(12, 9, mode)), size
+            return ending, encoded(kind, picture(12, 9, mode)), settings
         case "sides":
             thin = (draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 500, 20_000])))
-            return ending, encoded("PNG", picture(*(thin if draw(st.booleans()) else thin[::-1]))), size
+            return ending, encoded("PNG", picture(*(thin if draw(st.booleans()) else thin[::-1]))), settings
         case "lie" if ending == "png":
-            return ending, png_of(width, height), size
+            return ending, png_of(width, height), settings
         case "lie" if ending in ("gif", "bmp"):
             data = bytearray(IMAGES[ending])
             where, form = (6, "<HH") if ending == "gif" else (18, "<ii")
             struct.pack_into(form, data, where, min(width, 65_535), min(height, 65_535))
-            return ending, bytes(data), size
+            return ending, bytes(data), settings
         case "lie":
             number = draw(st.sampled_from([str(width), "-1", "9" * 30, "1e9", ""]))
-            return ending, f"P6 {number} {height} 255\n".encode() + b"\0" * 99, size
-    return ending, draw(st.binary(max_size=60)), size
+            return ending, f"P6 {number} {height} 255\n".encode() + b"\0" * 99, settings
+    return ending, draw(st.binary(max_size=60)), settings
 
 
 @sizes(40, 400)
@@ -242,14 +245,17 @@ def test_a_damaged_image_is_an_image_or_one_sentence(tmp_path: Path, cases: int)
         (top / name).mkdir(parents=True)
         (top / name / "good.png").write_bytes(IMAGES["png"])
 
-    def check_one(case: tuple[str, bytes, int | None]) -> None:
-        ending, raw, size = case
+    def check_one(case: tuple[str, bytes, dict[str, Any]]) -> None:
+        ending, raw, settings = case
         file = top / "train" / "dog" / f"odd.{ending}"
         file.write_bytes(raw)
         try:
-            dataset = ImageFolder(path=str(top), image_size=size).load(root)
+            dataset = ImageFolder(path=str(top), **settings).load(root)
             assert_usable(dataset)
-            assert dataset.train.files == ("train/cat/good.png", "train/dog/good.png", f"train/dog/odd.{ending}")
+            odd = f"train/dog/odd.{ending}"
+            left_out = [path for path, _ in dataset.left_out]
+            assert left_out in ([], [odd]) and (settings["on_bad_image"] == "skip" or not left_out)
+            assert dataset.train.files == ("train/cat/good.png", "train/dog/good.png", *([] if left_out else [odd]))
         except BadInput as error:
             assert_one_sentence(str(error), str(file))
         finally:

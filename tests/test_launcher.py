@@ -94,6 +94,23 @@ def test_run_metrics_by_step(finished):
             assert (step, value) in history(store, result.run_id, key)
 
 
+def test_images_left_out_are_an_artifact(store, store_uri, tmp_path):
+    for name in ("train/cat/a", "train/cat/b", "train/dog/c", "train/dog/d", "test/cat/e"):
+        file = tmp_path / "pets" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(file)
+    (tmp_path / "pets" / "train" / "dog" / "ö, c.jpg").touch()
+    data = {"name": "image_folder", "path": str(tmp_path / "pets"), "on_bad_image": "skip"}
+    stage = {"epochs": 1, "batch_size": 2, "schedule": {"name": "constant", "lr": 0.01}}
+    spec = spec_of(data=data, noise={"name": "none"}, method={"name": "standard", "training": stage})
+    result = nlt.launch(spec, device="cpu", tracking_uri=store_uri, data_root=tmp_path)
+    written = store.client.download_artifacts(result.run_id, "left_out.csv", str(tmp_path))
+    with Path(written).open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["file", "reason"], ["train/dog/ö, c.jpg", "the file is empty"]]
+    with pytest.raises(BadInput, match="ö, c.jpg cannot be decoded"):
+        nlt.launch(spec_of(data=data | {"on_bad_image": "error"}), tracking_uri=store_uri, data_root=tmp_path)
+
+
 def test_final_metrics_by_hand(finished):
     store, result, _ = finished
     data = run_of(store, result).data.metrics

@@ -5,10 +5,8 @@ Legend: N samples of one split, C channels (1 or 3), H height, W width, K classe
 
 import os
 import stat
-import sys
 import zipfile
 from collections import Counter
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from nlt.data.arrays import Array, classes_of, decoded, in_words, is_name, places, read_labels, take_images
-from nlt.data.samples import Dataset, DataSettings, PathText, Samples, finish, reason
-from nlt.settings import BadInput, brief, one_line
+from nlt.data.samples import Dataset, DataSettings, PathText, Samples, finish, note, reason
+from nlt.settings import BadInput, brief
 
 
 class Npz(DataSettings):
@@ -60,13 +58,8 @@ class Npz(DataSettings):
             for split, images_NCHW in zip(splits, images, strict=True)
         )
         if notes:
-            _say(f"note: {file}: {'; '.join(notes)}")
+            note(f"{file}: {'; '.join(notes)}")
         return finish(self, classes, train, test)
-
-
-@cache  # a sweep reads the file for each of its runs
-def _say(sentence: str) -> None:
-    print(one_line(sentence), file=sys.stderr)
 
 
 def _names(names: Array) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What all data sets share: samples with ids, `classes`, `limit`, the validation split, the digest.
+"""What all data sets share: samples with ids, `classes`, `limit`, the hold-outs, the digest.
 
 Everything random here is drawn from numpy's frozen legacy stream (NEP 19), so that the same seed names the same samples
 with every version of numpy and torch.
@@ -9,7 +9,9 @@ Legend: N samples of one split, C channels (1 or 3), H height, W width, K classe
 import hashlib
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,10 +20,10 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, field_validator
 from torch import Tensor
 
-from nlt.settings import BadInput, Seed, Settings, brief
+from nlt.settings import BadInput, Seed, Settings, brief, one_line
 
 MAX_CLASSES = 10_000  # a transition matrix of 800 MB
-LIMIT_STREAM, HOLD_OUT_STREAM = 1, 2  # one seed, two unrelated permutations
+LIMIT_STREAM, HOLD_OUT_STREAM, TEST_STREAM = 1, 2, 3  # one seed, three unrelated permutations
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Samples:
     clean_N: Tensor | None
     """int64 in [0, K): the true labels where known, else None. Methods never see them."""
     files: tuple[str, ...] | None = None
-    """Of an image folder only: path relative to that folder, e.g. "train/cat/7.png"."""
+    """Of an image folder only: path relative to that folder, e.g. "train/cat/2024/7.png"."""
 
     def __len__(self) -> int:
         return len(self.ids_N)
@@ -60,14 +62,18 @@ class Samples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split over the same K classes."""
+    """A training and, where the data have one, a test split over the same K classes."""
 
     name: str
     classes: tuple[str, ...]
     train: Samples
-    test: Samples
+    test: Samples | None
     digest: str
     """16 hex digits over images, ids, labels and clean labels of both splits and the class names, as loaded."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """Of an image folder only: (path, reason) of each image that could not be decoded, before `classes` and `limit`."""
+    test_mend: str = ""
+    """Without a test split: how to get one, the end of a sentence."""
 
 
 def hold_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples | None]:
@@ -85,6 +91,40 @@ def hold_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Sam
     return samples.take((~is_val_N).nonzero().squeeze(1)), samples.take(is_val_N.nonzero().squeeze(1))
 
 
+def split_test(
+    names: tuple[str, ...], train: Samples, fraction: float, seed: int, wanted: tuple[str, ...] | None
+) -> tuple[Samples, Samples]:
+    """Apply `test_fraction` to data that have no test split: (train, test), both in ascending row order.
+
+    Stratified: of the N_k samples given label k, fraction * N_k, rounded (halves up), are held out at random. What is
+    held out of a class does not depend on the other ones, nor on clean labels, nor on `classes`.
+
+    Args:
+        names: of all K classes.
+        train: all samples, complete.
+        fraction: in (0, 1).
+        seed: of the choice.
+        wanted: the classes that will be kept; null keeps all.
+
+    Raises:
+        BadInput: a class in `wanted` would have no sample on one side.
+    """
+    order, labels_N = _permutation(len(train), seed, TEST_STREAM), train.labels_N.numpy()
+    is_test_N = np.zeros(len(train), dtype=bool)
+    for k, name in enumerate(names):
+        rows = order[labels_N[order] == k]
+        n = int(fraction * len(rows) + 0.5)
+        if not 0 < n < len(rows) and (wanted is None or name in wanted):
+            mend = f"set it between {1 / len(rows):.3g} and {1 - 1 / len(rows):.3g}, " if len(rows) > 1 else ""
+            raise BadInput(
+                f"data.test_fraction {fraction} holds out {n} of the {len(rows)} images of {brief(name)}, and each "
+                f"class needs one on both sides: {mend}add images or leave the class out with data.classes"
+            )
+        is_test_N[rows[:n]] = True
+    is_test = torch.from_numpy(is_test_N)
+    return train.take((~is_test).nonzero().squeeze(1)), train.take(is_test.nonzero().squeeze(1))
+
+
 def _no_nul(path: str) -> str:
     if "\0" in path:  # the one character that no system takes in a path; Python raises ValueError for it, not OSError
         raise ValueError("a path cannot hold the character \\u0000")
@@ -92,6 +132,7 @@ def _no_nul(path: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_no_nul)]
+TestFraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataSettings(Settings):
@@ -104,7 +145,7 @@ class DataSettings(Settings):
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training images held out for validation, after label noise is drawn."""
     seed: Seed = 0
-    """Seed of the choice under `limit` and of the validation split."""
+    """Seed of the choice under `limit` and of what is held out for validation or test."""
 
     @field_validator("classes")
     @classmethod
@@ -114,7 +155,14 @@ class DataSettings(Settings):
         return classes
 
 
-def finish(settings: Any, names: tuple[str, ...], train: Samples, test: Samples) -> Dataset:
+def finish(
+    settings: Any,
+    names: tuple[str, ...],
+    train: Samples,
+    test: Samples | None,
+    left_out: tuple[tuple[str, str], ...] = (),
+    test_mend: str = "",
+) -> Dataset:
     """Apply `classes` and `limit` to complete splits over the classes `names`."""
     if len(names) > MAX_CLASSES:
         where = getattr(settings, "path", settings.name)
@@ -122,14 +170,15 @@ def finish(settings: Any, names: tuple[str, ...], train: Samples, test: Samples)
     if settings.classes is not None:
         if unknown := [name for name in settings.classes if name not in names]:
             raise BadInput(f"data.classes: {settings.name} has no class {brief(unknown[0])}, only {', '.join(names)}")
-        train, test = (pick(split, names, settings.classes) for split in (train, test))
+        train = pick(train, names, settings.classes)
+        test = None if test is None else pick(test, names, settings.classes)
         names = settings.classes
         for split, samples in (("training", train), ("test", test)):
-            if not len(samples):
+            if samples is not None and not len(samples):
                 raise BadInput(f"data.classes: no {split} image is of {', '.join(names)}: name other classes")
     if settings.limit is not None:
         train = _limited(train, names, settings.limit, settings.seed)
-    return Dataset(settings.name, names, train, test, _digest(names, train, test))
+    return Dataset(settings.name, names, train, test, _digest(names, train, test), left_out, test_mend)
 
 
 def pick(samples: Samples, names: tuple[str, ...], wanted: tuple[str, ...]) -> Samples:
@@ -169,15 +218,24 @@ def _permutation(n: int, seed: int, stream: int) -> NDArray[np.int64]:
     return np.random.RandomState(bits).permutation(n).astype(np.int64)
 
 
-def _digest(names: tuple[str, ...], train: Samples, test: Samples) -> str:
+def _digest(names: tuple[str, ...], train: Samples, test: Samples | None) -> str:
     sha = hashlib.sha256(json.dumps(names).encode())
     for split in (train, test):
+        if split is None:
+            sha.update(b"no test split")
+            continue
         for tensor in (split.images_NCHW, split.ids_N, split.labels_N, split.clean_N):
             # the shape goes in as well, else bytes could move from one field to the next unseen
             sha.update(b"None" if tensor is None else f"{tuple(tensor.shape)}".encode())
             if tensor is not None:
                 sha.update(tensor.numpy().data)
     return sha.hexdigest()[:16]
+
+
+@cache  # the runs of a sweep load the same data: each sentence once per process
+def note(sentence: str) -> None:
+    """Say on stderr what was made of a user's data; `--jobs` hands such lines on."""
+    print(one_line(f"note: {sentence}"), file=sys.stderr)
 
 
 def reason(error: BaseException) -> str:

@@ -189,7 +189,7 @@ def _about(prepared: Prepared) -> str:
     wrong = ""
     if (wrong_N := facts.train.wrong_N) is not None:
         wrong = f", {float(wrong_N.double().mean()):.1%} wrong labels"
-    sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.dataset.test):,} test images"
+    sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.test):,} test images"
     return f"{facts.dataset.name}: {sizes} · {facts.device} {facts.precision}"
 
 

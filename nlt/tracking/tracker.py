@@ -13,7 +13,7 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -73,6 +73,12 @@ class Facts:
     """The transition matrix that was asked for."""
     empirical_T_KK: Tensor | None
     """The one that was drawn, where the clean labels are known."""
+
+    @property
+    def test(self) -> Samples:
+        """What accuracy is measured on; `prepare` refuses data without it."""
+        assert self.dataset.test is not None
+        return self.dataset.test
 
 
 def params(spec: Experiment, facts: Facts) -> dict[str, str]:
@@ -148,10 +154,13 @@ def start_run(
     matrices = {"classes": facts.dataset.classes, "asked": facts.T_KK.tolist()}
     if facts.empirical_T_KK is not None:
         matrices["drawn"] = facts.empirical_T_KK.tolist()
-    texts = {"spec.json": spec.resolved() | {"seed": facts.seed}, "transition_matrix.json": matrices}
     wrong_N, dataset = facts.train.wrong_N, facts.dataset
+    data = {"spec.json": spec.resolved() | {"seed": facts.seed}, "transition_matrix.json": matrices}
+    texts = {name: json.dumps(value, indent=1) + "\n" for name, value in data.items()}
+    if dataset.left_out:
+        texts["left_out.csv"] = _table(["file", "reason"], dataset.left_out)
     # MLflow keeps one entry for each name and digest, the first one: only what the digest covers may stand in it.
-    sizes = {"train": len(dataset.train), "test": len(dataset.test), "classes": dataset.classes}
+    sizes = {"train": len(dataset.train), "test": len(facts.test), "classes": dataset.classes}
     source = spec.data.model_dump(mode="json", exclude={"val_fraction"})
     start: Record = {
         "kind": "start",
@@ -165,9 +174,7 @@ def start_run(
             "source": json.dumps(source),
             "profile": json.dumps(sizes),
         },
-        "files": {
-            name: base64.b64encode(json.dumps(data, indent=1).encode() + b"\n").decode() for name, data in texts.items()
-        },
+        "files": {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()},
     }
     deadline = time.monotonic() + (0.0 if warn is None else AWAY_S)
     name = spec.experiment or spec.data.name
@@ -382,6 +389,13 @@ def final_metrics(epochs: list[EpochRecord]) -> dict[str, float]:
     if masks:
         final |= {f"final/noise_{k[6:]}": v for k, v in masks[-1].items() if k.startswith("noise/")}
     return final
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table as CSV."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([head, *rows])
+    return text.getvalue()
 
 
 def save_weights(weights: dict[str, Tensor], path: Path) -> None:
