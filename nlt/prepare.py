@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from nlt.data import Dataset, Samples, hold_out
-from nlt.detect import number_kept
 from nlt.hardware import find_device, find_precision
 from nlt.noise import corrupt, empirical_matrix
 from nlt.settings import BadInput
@@ -60,8 +59,8 @@ def prepare(
         )
     train, val = hold_out(train, spec.data.val_fraction, spec.data.seed)
     empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
-    method = spec.method.model_dump()
-    fewest = number_kept(len(train), method.get("forget_rate", 0.0), method.get("forget_rounding", "down"))
+    fewest_of = getattr(spec.method, "fewest_samples", lambda N: N)  # a method that trains on fewer says so
+    fewest: int = fewest_of(len(train))
     _, C, H, W = train.images_NCHW.shape
     if spec.augmentation is not None:
         spec.augmentation.check(H, W)

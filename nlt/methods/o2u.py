@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from nlt.detect import Rounding, smallest
+from nlt.detect import Rounding, number_kept, smallest
 from nlt.optim import Constant, Cyclical
 from nlt.run import Run
 from nlt.settings import Settings
@@ -50,6 +50,10 @@ class O2U(Settings):
     """Stage 3: 50 epochs at batch 128 on what is left."""
     restart: Literal["pretrained", "fresh"] = "pretrained"
     """Where stage 3 starts: at the weights that stage 1 ended with (the authors' code, lines 89-92), or at new ones."""
+
+    def fewest_samples(self, N: int) -> int:
+        """Return how many of N samples the last stage trains on."""
+        return number_kept(N, self.forget_rate, self.forget_rounding)
 
     def train(self, run: Run) -> None:
         """Train through the three stages."""
