@@ -191,17 +191,21 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
-        text = raw.decode()
     except FileNotFoundError:
         raise BadInput(f"{path}: there is no such file.") from None
     except IsADirectoryError:
         raise BadInput(f"{path}: this is a folder; give an experiment file, e.g. {path}/NAME.json.") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8.") from None
     except (OSError, ValueError) as error:
         raise BadInput(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}).") from None
     if len(raw) > MAX_BYTES:  # also what never ends, such as /dev/zero
         raise BadInput(f"{path}: larger than {MAX_BYTES:,} bytes; this is no experiment file.")
+    # Editors on Windows begin a file with a byte-order mark, and PowerShell's ">" writes UTF-16. The mark is removed
+    # after decoding, so that the place of a wrong byte is counted from the file's beginning.
+    encoding = json.detect_encoding(raw).removesuffix("-sig")
+    try:
+        text = raw.decode(encoding).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: byte {error.start} is not {encoding.upper()}; save the file as UTF-8.") from None
     try:
         data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

@@ -243,11 +243,31 @@ def test_unreadable_files(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_is_read_as_editors_and_shells_write_it(tmp_path, encoding):
+    """With a byte-order mark (Windows' editors), in UTF-16 (PowerShell's >), with CR LF: the same experiment."""
+    text = json.dumps(tiny(about="Größe, 日本語, 🙂"), indent=2, ensure_ascii=False).replace("\n", "\r\n")
+    (tmp_path / "a.json").write_bytes(text.encode(encoding))
+    assert load(tmp_path / "a.json") == check(tiny(about="Größe, 日本語, 🙂"), "a.json")
+    (tmp_path / "b.json").write_bytes("{\r\n 1".encode(encoding))
+    with pytest.raises(BadInput, match="no valid JSON at line 2, column 2: Expecting property name"):
+        load(tmp_path / "b.json")
+
+
 def test_missing_binary_and_folder(tmp_path):
     with pytest.raises(BadInput, match="there is no such file"):
         load(tmp_path / "none.json")
     (tmp_path / "b.json").write_bytes(b'{"name": "\xff"}')
-    with pytest.raises(BadInput, match="byte 10 is not UTF-8"):
+    with pytest.raises(BadInput, match="byte 10 is not UTF-8; save the file as UTF-8"):
+        load(tmp_path / "b.json")
+    (tmp_path / "b.json").write_bytes(b'\xef\xbb\xbf{"name": "\xff"}')
+    with pytest.raises(BadInput, match="byte 13 is not UTF-8"):
+        load(tmp_path / "b.json")
+    (tmp_path / "b.json").write_bytes('{"name": "a"}'.encode("utf-16") + b"\n")
+    with pytest.raises(BadInput, match="byte 28 is not UTF-16; save the file as UTF-8"):
+        load(tmp_path / "b.json")
+    (tmp_path / "b.json").write_bytes(b'{"about": "' + "é".encode() * 600_000)  # cut in the middle of a character
+    with pytest.raises(BadInput, match="larger than 1,000,000 bytes"):
         load(tmp_path / "b.json")
     with pytest.raises(BadInput, match="this is a folder"):
         load(tmp_path)
