@@ -21,8 +21,8 @@ from nlt.checkpoint import Writer
 from nlt.data import Dataset, Samples
 from nlt.hardware import find_device, find_precision
 from nlt.losses import CE
+from nlt.reading import check
 from nlt.run import EpochRecord, Split
-from nlt.spec import check
 from nlt.tracking import Facts, RunFolder, open_store, start_run
 from nlt.tracking.delivery import deliver
 from nlt.tracking.tracker import Tracker

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nlt.launcher import launch
+    from nlt.reading import load
     from nlt.settings import BadInput
-    from nlt.spec import load
 
 __all__ = ["BadInput", "launch", "load"]
-_HOME = {"BadInput": "nlt.settings", "launch": "nlt.launcher", "load": "nlt.spec"}
+_HOME = {"BadInput": "nlt.settings", "launch": "nlt.launcher", "load": "nlt.reading"}
 
 
 def __getattr__(name: str) -> Any:

@@ -31,8 +31,8 @@ from nlt.hardware import find_device, find_precision, hold_memory
 from nlt.losses import APL, CE, NCE, RCE
 from nlt.models import CNN9
 from nlt.optim import SGD, Cyclical
+from nlt.reading import check
 from nlt.run import Run
-from nlt.spec import check
 from nlt.tracking import Facts, Tracker, open_store, start_run
 from nlt.train import EVALUATION_BATCH, Learner, Stage, evaluate, to_float, train_epoch
 

@@ -20,9 +20,10 @@ from nlt.checkpoint import State
 from nlt.data import Dataset
 from nlt.hardware import find_compile, hold_memory
 from nlt.prepare import Prepared, likeness, prepare, sameness
+from nlt.reading import check
 from nlt.run import EpochRecord, Run
 from nlt.settings import BadInput
-from nlt.spec import Experiment, check
+from nlt.spec import Experiment
 from nlt.tracking import (
     Busy,
     RunFolder,

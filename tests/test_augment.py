@@ -7,8 +7,8 @@ from crashing import spec_file, survive
 from recorded import differences
 
 from nlt.augment import GREY, CropFlipCutout
+from nlt.reading import check
 from nlt.settings import BadInput
-from nlt.spec import check
 from nlt.train import Epoch, to_float
 
 # Two images of 3 x 4 pixels: 0..11, and 100..111, row by row.

@@ -16,8 +16,9 @@ from conftest import REPO, tiny
 
 import nlt
 from nlt.cli import main
+from nlt.reading import check
 from nlt.report import compare
-from nlt.spec import check, json_schema
+from nlt.spec import json_schema
 from nlt.tracking import open_store
 from nlt.view import link
 

@@ -24,8 +24,8 @@ from pydantic import TypeAdapter, ValidationError
 from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, ImageFolder, Npz, Samples, hold_out
 from nlt.data import cifar as cifar_module
 from nlt.data.samples import HOLD_OUT_STREAM, LIMIT_STREAM, TEST_STREAM, _limited, _permutation, split_test
+from nlt.reading import check
 from nlt.settings import BadInput
-from nlt.spec import check
 
 # permutations of 8 with seed 0, streams 1, 2 and 3
 GOLDEN = [[3, 1, 0, 4, 5, 6, 7, 2], [7, 5, 3, 2, 0, 1, 6, 4], [6, 0, 1, 7, 5, 2, 3, 4]]

@@ -17,8 +17,9 @@ from conftest import REPO, make_run, samples
 from nlt.losses import MAE
 from nlt.methods.o2u import O2U
 from nlt.optim import Constant
+from nlt.reading import load
 from nlt.run import EpochRecord
-from nlt.spec import Method, load
+from nlt.spec import Method
 from nlt.train import Stage, train_epoch
 
 NAMES = [get_args(kind.model_fields["name"].annotation)[0] for kind in get_args(get_args(Method)[0])]

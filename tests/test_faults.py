@@ -26,7 +26,7 @@ from servers import POSTGRES, MlflowServer, Postgres, Proxy, weather
 
 import nlt
 from nlt.cli import main
-from nlt.spec import check
+from nlt.reading import check
 from nlt.tracking import Store, open_store
 
 EPOCHS = {"pretraining": 10, "cyclical": 20, "training": 10}

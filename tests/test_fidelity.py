@@ -19,7 +19,8 @@ from nlt.losses import CE, GCE, MAE, NCE, NFL, NGCE, NMAE, NRCE, RCE, SCE, Focal
 from nlt.methods.o2u import O2U
 from nlt.methods.standard import Standard
 from nlt.optim import Constant, Cyclical, Step
-from nlt.spec import Experiment, load
+from nlt.reading import load
+from nlt.spec import Experiment
 from nlt.train import Stage, evaluate, to_float
 
 PAGE = REPO / "docs" / "fidelity.md"

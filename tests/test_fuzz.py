@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from nlt.cli import main
 from nlt.prepare import prepare
+from nlt.reading import check, load
 from nlt.settings import BadInput
-from nlt.spec import Experiment, check, json_schema, load
+from nlt.spec import Experiment, json_schema
 from nlt.tracking import params
 
 FILES = {str(f.relative_to(REPO)): f.read_text() for f in sorted((REPO / "experiments").rglob("*.json"))}

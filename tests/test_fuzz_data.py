@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nlt.data import Dataset, ImageFolder, Npz
+from nlt.reading import check
 from nlt.settings import BadInput
-from nlt.spec import check
 
 # zipfile's about a member that stands twice, Pillow's about tags it skips
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -22,8 +22,8 @@ from test_data import cut, flip
 from nlt.data import Dataset, ImageFolder
 from nlt.data import decoding as decoding_module
 from nlt.prepare import prepare
+from nlt.reading import check
 from nlt.settings import BadInput
-from nlt.spec import check
 
 # ---- image folder
 

@@ -20,8 +20,8 @@ import nlt
 from nlt.data import Digits
 from nlt.launcher import RunFailed, launch
 from nlt.prepare import prepare
+from nlt.reading import check
 from nlt.settings import BadInput
-from nlt.spec import check
 from nlt.tracking import Store, final_metrics, open_store
 from nlt.view import TAG
 

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from nlt.noise import Asymmetric, Draw, Matrix, Noise, NoNoise, PairFlip, Symmetric, corrupt, empirical_matrix
+from nlt.reading import load
 from nlt.settings import BadInput
-from nlt.spec import load
 
 CLASSES = ("cat", "dog", "deer", "truck")
 # Drawn with seed 0: 0.970, 0.708, 0.459, 0.921, 0.645 ... Row 0 of T at rate 0.6 has the edges 0.4, 0.6, 0.8, 1, row 1

@@ -18,8 +18,8 @@ from recorded import differences, recorded
 
 import nlt
 from nlt.launcher import _hint, resume, unfinished_runs
+from nlt.reading import check
 from nlt.settings import BadInput
-from nlt.spec import check
 from nlt.tracking import open_store
 
 

@@ -11,7 +11,8 @@ from test_sweep import nlt, runs, write, write_data
 from nlt.data import Npz
 from nlt.launcher import Interrupted, Result, launch, resume, unfinished_runs
 from nlt.noise import NoNoise
-from nlt.spec import Experiment, check
+from nlt.reading import check
+from nlt.spec import Experiment
 from nlt.sweep import How, plan, run_job
 from nlt.tracking import Store, forget_beginnings
 

@@ -12,8 +12,9 @@ from conftest import REPO, tiny
 from nlt.losses import APL, CE, NCE, RCE
 from nlt.methods.o2u import O2U
 from nlt.optim import Constant
+from nlt.reading import check, load
 from nlt.settings import BadInput
-from nlt.spec import Experiment, check, json_schema, load
+from nlt.spec import Experiment, json_schema
 
 FILES = sorted((REPO / "experiments").rglob("*.json"))
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, Npz
 from nlt.launcher import Unfinished, launch
+from nlt.reading import check, load_all
 from nlt.report import compare
-from nlt.spec import check, load_all
 from nlt.sweep import Failed, Finished, How, Job, Noted, Progressed, Started, plan, side_by_side
 from nlt.sweep.plan import finished_before
 from nlt.sweep.processes import device_of, threads_each

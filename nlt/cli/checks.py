@@ -30,7 +30,7 @@ def validate(specs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
     \b
     nlt validate experiments/*.json
     """
-    from nlt.spec import load_all
+    from nlt.reading import load_all
 
     errors = []
     for path in specs:

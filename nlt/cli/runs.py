@@ -77,7 +77,7 @@ def launch(
     nlt launch experiments/*.json --seed 0 --seed 1 --seed 2 --ray auto --gpus-per-run 0.25
     nlt launch experiments/o2u_20.json --set noise.rate=0.2,0.4 --set data='{"name":"npz","path":"mine.npz"}'
     """
-    from nlt.spec import load_all
+    from nlt.reading import load_all
 
     if sweep is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}", sweep):
         raise BadInput(f"--sweep {brief(sweep)}: use up to 100 letters, digits, blanks and . _ + -")
