@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
+from nlt.events import Event, Failed, Finished, Noted, Progressed, Started, Tell
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from nlt.sweep import Event, Failed, Finished, Job, Progressed, Started, Tell
+    from nlt.sweep import Job
 
 STATUS_EVERY_S = 10.0  # off a terminal
 
@@ -47,10 +49,8 @@ class Ledger:
         self.failed: dict[int, Failed] = {}
         self._earlier, self._stop_asked = len(finished), False
 
-    def take(self, index: int, event: "Event") -> None:
+    def take(self, index: int, event: Event) -> None:
         """Note a job's last event, and print what is wrong with it at once."""
-        from nlt.sweep import Failed, Finished, Noted
-
         if isinstance(event, Noted):
             warn(event.sentence)
         elif isinstance(event, Finished):
@@ -114,7 +114,7 @@ class Ledger:
 class Display(Protocol):
     """Shows what happens while runs are in progress."""
 
-    def __enter__(self) -> "Tell": ...
+    def __enter__(self) -> Tell: ...
 
     def __exit__(self, *exc: object) -> None: ...
 
@@ -123,7 +123,7 @@ def run_all(ledger: Ledger, run: "Callable[[Tell], None]", display: Display) -> 
     """Run what `run` runs, shown on `display`."""
     with display as show:
 
-        def tell(index: int, event: "Event") -> None:
+        def tell(index: int, event: Event) -> None:
             ledger.take(index, event)
             show(index, event)
 
@@ -136,15 +136,13 @@ class Lines:
     def __init__(self, jobs: "list[Job]"):
         self._jobs = jobs
 
-    def __enter__(self) -> "Tell":
+    def __enter__(self) -> Tell:
         return self._show
 
     def __exit__(self, *exc: object) -> None:
         pass
 
-    def _show(self, index: int, event: "Event") -> None:
-        from nlt.sweep import Progressed, Started
-
+    def _show(self, index: int, event: Event) -> None:
         if isinstance(event, Started):
             job = self._jobs[index]
             _say(f"{job.spec.name} · seed {job.seed} · run {event.run_id}")
@@ -155,7 +153,7 @@ class Lines:
         elif isinstance(event, Progressed):
             self._epoch(event)
 
-    def _epoch(self, epoch: "Progressed") -> None:
+    def _epoch(self, epoch: Progressed) -> None:
         m = epoch.metrics
         # Stages differ in cost per epoch, so what is left is only about right until the last one is under way.
         spent = time.perf_counter() - self._began
@@ -182,7 +180,7 @@ class Board:
         self._steps = sum(job.spec.steps() - (job.unfinished.epochs if job.unfinished else 0) for job in ledger.jobs)
         self._done, self._began, self._said = 0, time.perf_counter(), time.perf_counter()
 
-    def __enter__(self) -> "Tell":
+    def __enter__(self) -> Tell:
         self._live = None
         if sys.stdout.isatty():
             from rich.live import Live
@@ -195,9 +193,7 @@ class Board:
         if self._live:
             self._live.stop()
 
-    def _show(self, index: int, event: "Event") -> None:
-        from nlt.sweep import Failed, Finished, Progressed, Started
-
+    def _show(self, index: int, event: Event) -> None:
         job = self._ledger.jobs[index]
         if isinstance(event, Started):
             self._running[index] = event, None

@@ -17,10 +17,11 @@ from conftest import REPO, tiny
 from PIL import Image
 
 from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, Npz
+from nlt.events import Failed, Finished, Noted, Progressed, Started
 from nlt.launcher import Unfinished, launch
 from nlt.reading import check, load_all
 from nlt.report import compare
-from nlt.sweep import Failed, Finished, How, Job, Noted, Progressed, Started, plan, side_by_side
+from nlt.sweep import How, Job, plan, side_by_side
 from nlt.sweep.plan import finished_before
 from nlt.sweep.processes import device_of, threads_each
 from nlt.terminal import Board, Ledger, Lines

@@ -21,9 +21,10 @@ from mlflow.exceptions import MlflowException
 from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
 from nlt.data import Dataset
+from nlt.events import Event, Failed, Finished, Noted, Started, Tell
 from nlt.launcher import Unfinished, stop_signals, unfinished_runs
 from nlt.settings import BadInput, brief
-from nlt.sweep.job import Event, Failed, Finished, How, Job, Noted, Started, Tell, run_job
+from nlt.sweep.job import How, Job, run_job
 from nlt.sweep.plan import finished_before
 from nlt.tracking import Store, folders, reopen_store, sync
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
+from nlt.events import Finished
 from nlt.launcher import unfinished_runs
 from nlt.settings import BadInput, brief
 from nlt.spec import Experiment
-from nlt.sweep.job import Finished, Job
+from nlt.sweep.job import Job
 from nlt.tracking import SWEEP_TAG, Store, data_digest, finished_runs, forget_beginnings, refused, shown, sync
 
 Key = tuple[str, str, int]

@@ -15,8 +15,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
+from nlt.events import Event, Failed, Finished, Noted, Started, Tell
 from nlt.launcher import stop_signals
-from nlt.sweep.job import Event, Failed, Finished, How, Job, Noted, Started, Tell, run_job
+from nlt.sweep.job import How, Job, run_job
 
 LONGEST_STOP_S = 60.0  # after a second Ctrl-C; then processes are killed
 TAIL = 4000  # characters of a dead process's last words

@@ -1,0 +1,72 @@
+"""What is told of the runs of a launch, whoever trains and whoever listens; imports neither torch nor mlflow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run begins to train, after `done` of its `steps` epochs if it was interrupted or another has trained these."""
+
+    run_id: str
+    about: str
+    """What it trains on, for people."""
+    done: int
+    steps: int
+    shared: bool = False
+    """Whether another run has trained them."""
+
+    @property
+    def after(self) -> str:
+        """Say which epochs are behind it; "" if none are."""
+        if not self.done:
+            return ""
+        if self.shared:
+            return f"begins after {self.done} of {self.steps} epochs, which another run has trained"
+        return f"goes on after {self.done} of {self.steps} epochs"
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """An epoch is over."""
+
+    step: int
+    steps: int
+    stage: str
+    t: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Something a person should know."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run is finished, in this launch or an earlier one."""
+
+    name: str
+    seed: int
+    run_id: str
+    metrics: dict[str, float]
+    undelivered: str = ""
+    stop_asked: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run is not finished."""
+
+    kind: Literal["bad input", "failed", "interrupted", "died"]
+    sentence: str
+    run_id: str = ""
+    undelivered: str = ""
+
+
+Event = Started | Progressed | Noted | Finished | Failed
+Tell = Callable[[int, Event], None]
+"""Called with a job's index and what happens to it; the last event of a job is Finished or Failed."""
