@@ -68,5 +68,5 @@ class Failed:
 
 
 Event = Started | Progressed | Noted | Finished | Failed
-Tell = Callable[[int, Event], None]
+Emit = Callable[[int, Event], None]
 """Called with a job's index and what happens to it; the last event of a job is Finished or Failed."""

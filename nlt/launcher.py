@@ -19,7 +19,7 @@ from nlt import checkpoint
 from nlt.checkpoint import State
 from nlt.data import Dataset
 from nlt.hardware import find_compile, hold_memory
-from nlt.prepare import Prepared, likeness, prepare, sameness
+from nlt.prepare import Prepared, environment, fingerprint, prepare
 from nlt.reading import check
 from nlt.run import EpochRecord, Run
 from nlt.settings import BadInput
@@ -29,8 +29,8 @@ from nlt.tracking import (
     RunFolder,
     Store,
     Tracker,
-    find_beginning,
-    leave_beginning,
+    find_prefix,
+    leave_prefix,
     open_store,
     opened,
     start_run,
@@ -115,8 +115,8 @@ def launch(
         sweep: what runs that belong together share as their tag `nlt.sweep`; by default the spec's name.
         store: an open one, instead of `tracking_uri`.
         dataset: what `spec.data` names, loaded already.
-        leave: of `spec.beginnings(seed)`, those to be left for other runs, which begin there; until
-            `nlt.tracking.forget_beginnings`.
+        leave: of `spec.prefixes(seed)`, those to be left for other runs, which begin there; until
+            `nlt.tracking.forget_prefixes`.
         warn: if given, a server that is away when the run begins is waited for, and this is told.
         on_start: called with the run's id, what it is about to train on, and how many epochs another run has left it.
         on_epoch: called after each epoch.
@@ -132,12 +132,12 @@ def launch(
         "seed": seed,
         "data_root": str(Path(os.path.expanduser(data_root)).absolute()),
         "log_model": log_model,
-        "same": sameness(spec, prepared),
-        "alike": likeness(prepared),
+        "same": fingerprint(spec, prepared),
+        "alike": environment(prepared),
     }
-    beginning = find_beginning(store.runs, spec.beginnings(seed), launched)
-    folder = start_run(store, spec, prepared.facts, sweep or spec.name, launched, warn, beginning)
-    saved = None if beginning is None else beginning.saved
+    prefix = find_prefix(store.runs, spec.prefixes(seed), launched)
+    folder = start_run(store, spec, prepared.facts, sweep or spec.name, launched, warn, prefix)
+    saved = None if prefix is None else prefix.saved
     return _track(spec, prepared, store, folder, saved, leave, on_start, on_epoch)
 
 
@@ -189,13 +189,13 @@ def resume(
             raise BadInput("it is over; `nlt sync` delivers what is left of it.")
         wanted = device or known["alike"]["device"]
         prepared = prepare(unfinished.spec, unfinished.seed, wanted, data_root or known["data_root"], dataset)
-        for what, now in sameness(unfinished.spec, prepared).items():
+        for what, now in fingerprint(unfinished.spec, prepared).items():
             if now != known["same"][what]:
                 raise BadInput(
                     f"its {what} is no longer the one it was launched with ({known['same'][what][:12]}, now "
                     f"{now[:12]}); restore it, or delete {folder.path} to give the run up."
                 )
-        for what, now in likeness(prepared).items():
+        for what, now in environment(prepared).items():
             if what == "number of threads":  # restored below
                 continue
             if now != (then := known["alike"].get(what, now)):
@@ -244,8 +244,8 @@ def _track(
     facts = prepared.facts
     hold_memory()
     # What was trained in part elsewhere, or by other code, is of no use to others.
-    alike = folder.facts["alike"] == likeness(prepared)
-    leaving = {step: key for step, key in spec.beginnings(facts.seed).items() if alike and key in leave}
+    alike = folder.facts["alike"] == environment(prepared)
+    leaving = {step: key for step, key in spec.prefixes(facts.seed).items() if alike and key in leave}
     with stop_signals() as stop, _determinism(spec.deterministic):
         tracker, writer = Tracker(store, folder, facts), checkpoint.Writer(folder.path)
 
@@ -261,7 +261,7 @@ def _track(
             if last or step in leaving:
                 writer.wait()
             if step in leaving:
-                leave_beginning(folder, step, leaving[step])
+                leave_prefix(folder, step, leaving[step])
             if stop.asked and step < prepared.steps:
                 raise KeyboardInterrupt
 

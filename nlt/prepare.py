@@ -81,14 +81,14 @@ def prepare(
     return Prepared(facts, val, spec.steps())
 
 
-def sameness(spec: Experiment, prepared: Prepared) -> dict[str, str]:
+def fingerprint(spec: Experiment, prepared: Prepared) -> dict[str, str]:
     """What has to be equal for a run to go on."""
     train = prepared.facts.train
     labels = hashlib.sha256(train.ids_N.numpy().tobytes() + train.labels_N.numpy().tobytes()).hexdigest()
     return {"spec": spec.sha256(), "data set": prepared.facts.dataset.digest, "set of training labels": labels}
 
 
-def likeness(prepared: Prepared) -> dict[str, str]:
+def environment(prepared: Prepared) -> dict[str, str]:
     """What should be equal for a run to end with the same numbers."""
     facts = prepared.facts
     return {

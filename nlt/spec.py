@@ -105,7 +105,7 @@ class Experiment(Settings):
         """Return a hash of all that decides the numbers: everything but the descriptive fields."""
         return _hash(self.deciding(DESCRIPTIVE))
 
-    def beginnings(self, seed: int) -> dict[int, str]:
+    def prefixes(self, seed: int) -> dict[int, str]:
         """Return the number of epochs before the method's last stage -> hash of all that decides their numbers.
 
         Runs of equal hash train these epochs alike: O2U-Net and O2U-Net & APL, say, up to the mask. Nothing for a

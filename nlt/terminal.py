@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from nlt.events import Event, Failed, Finished, Noted, Progressed, Started, Tell
+from nlt.events import Emit, Event, Failed, Finished, Noted, Progressed, Started
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -114,20 +114,20 @@ class Ledger:
 class Display(Protocol):
     """Shows what happens while runs are in progress."""
 
-    def __enter__(self) -> Tell: ...
+    def __enter__(self) -> Emit: ...
 
     def __exit__(self, *exc: object) -> None: ...
 
 
-def run_all(ledger: Ledger, run: "Callable[[Tell], None]", display: Display) -> None:
+def run_all(ledger: Ledger, run: "Callable[[Emit], None]", display: Display) -> None:
     """Run what `run` runs, shown on `display`."""
     with display as show:
 
-        def tell(index: int, event: Event) -> None:
+        def emit(index: int, event: Event) -> None:
             ledger.take(index, event)
             show(index, event)
 
-        run(tell)
+        run(emit)
 
 
 class Lines:
@@ -136,7 +136,7 @@ class Lines:
     def __init__(self, jobs: "list[Job]"):
         self._jobs = jobs
 
-    def __enter__(self) -> Tell:
+    def __enter__(self) -> Emit:
         return self._show
 
     def __exit__(self, *exc: object) -> None:
@@ -180,7 +180,7 @@ class Board:
         self._steps = sum(job.spec.steps() - (job.unfinished.epochs if job.unfinished else 0) for job in ledger.jobs)
         self._done, self._began, self._said = 0, time.perf_counter(), time.perf_counter()
 
-    def __enter__(self) -> Tell:
+    def __enter__(self) -> Emit:
         self._live = None
         if sys.stdout.isatty():
             from rich.live import Live

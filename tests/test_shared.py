@@ -13,8 +13,8 @@ from nlt.launcher import Interrupted, Result, launch, resume, unfinished_runs
 from nlt.noise import NoNoise
 from nlt.reading import check
 from nlt.spec import Experiment
-from nlt.sweep import How, plan, run_job
-from nlt.tracking import Store, forget_beginnings
+from nlt.sweep import Options, plan, run_job
+from nlt.tracking import Store, forget_prefixes
 
 ROBUST = {"name": "apl", "active": {"name": "nce"}, "passive": {"name": "rce"}}
 
@@ -30,7 +30,7 @@ O2U, APL, LONGER = spec("o2u"), spec("o2u_apl", loss=ROBUST), spec("longer", epo
 
 
 def run(spec: Experiment, store: Store, leave: bool = False, **more: object) -> Result:
-    keys = spec.beginnings(0).values() if leave else ()
+    keys = spec.prefixes(0).values() if leave else ()
     return launch(spec, device="cpu", store=store, leave=keys, **more)
 
 
@@ -61,10 +61,10 @@ def begun_elsewhere(store: Store, result: Result) -> str | None:
 
 
 def test_a_beginning_is_known_by_all_that_decides_its_numbers_and_nothing_else():
-    assert list(O2U.beginnings(0)) == [5]
-    assert O2U.beginnings(0) == APL.beginnings(0) == LONGER.beginnings(0)
-    assert not set(O2U.beginnings(0).values()) & set(O2U.beginnings(1).values())
-    assert check(tiny(method={"name": "standard"}), "test").beginnings(0) == {}
+    assert list(O2U.prefixes(0)) == [5]
+    assert O2U.prefixes(0) == APL.prefixes(0) == LONGER.prefixes(0)
+    assert not set(O2U.prefixes(0).values()) & set(O2U.prefixes(1).values())
+    assert check(tiny(method={"name": "standard"}), "test").prefixes(0) == {}
 
 
 @pytest.mark.parametrize(
@@ -80,25 +80,25 @@ def test_a_beginning_is_known_by_all_that_decides_its_numbers_and_nothing_else()
     ],
 )
 def test_a_key_of_the_spec_parts_beginnings_if_it_may_change_numbers(key, value, same):
-    other = check(tiny(**{key: value}), "test").beginnings(0)
-    assert [step for step, hash in O2U.beginnings(0).items() if other[step] == hash] == same
+    other = check(tiny(**{key: value}), "test").prefixes(0)
+    assert [step for step, hash in O2U.prefixes(0).items() if other[step] == hash] == same
 
 
 @pytest.mark.parametrize(("key", "value"), [("cyclical", {"batch_size": 8}), ("restart", "fresh")])
 def test_what_an_earlier_stage_reads_parts_beginnings(key, value):
     method = tiny()["method"]
     method[key] = method[key] | value if isinstance(value, dict) else value
-    assert check(tiny(method=method), "test").beginnings(0)[5] != O2U.beginnings(0)[5]
+    assert check(tiny(method=method), "test").prefixes(0)[5] != O2U.prefixes(0)[5]
 
 
 def test_a_plan_names_what_several_of_its_runs_have_in_common(store):
     alone = check(tiny(name="alone", noise={"name": "symmetric", "rate": 0.2}), "test")
     todo = plan(store, [O2U, APL, alone], (0, 1), None, False, print)
-    common = set(O2U.beginnings(0).values()) | set(O2U.beginnings(1).values())
-    assert todo.beginnings == common
+    common = set(O2U.prefixes(0).values()) | set(O2U.prefixes(1).values())
+    assert todo.prefixes == common
     # And each run leaves them.
     for job in todo.jobs:
-        run_job(job, How("cpu", None, store.uri, store.runs, leave=todo.beginnings), lambda event: None, store=store)
+        run_job(job, Options("cpu", None, store.uri, store.runs, leave=todo.prefixes), lambda event: None, store=store)
     assert {place.name for place in (store.runs / "shared").iterdir()} == common
 
 
@@ -125,7 +125,7 @@ def test_a_run_that_begins_with_anothers_stages_has_the_numbers_of_one_that_trai
 
 def test_what_is_left_goes_by_its_hash(store):
     run(O2U, store, leave=True)
-    forget_beginnings(store.runs, [O2U.beginnings(0)[5]])
+    forget_prefixes(store.runs, [O2U.prefixes(0)[5]])
     assert begun_elsewhere(store, run(APL, store)) is None
 
 
@@ -135,7 +135,7 @@ def test_a_run_that_is_stopped_where_it_began_goes_on_with_equal_numbers(store):
 
     with pytest.raises(Interrupted):
         run(APL, store, on_start=stop)
-    forget_beginnings(store.runs, APL.beginnings(0).values())
+    forget_prefixes(store.runs, APL.prefixes(0).values())
     (unfinished,) = unfinished_runs(store)
     assert unfinished.epochs == 5
     assert_equal(resume(unfinished, store=store), alone, store)
@@ -145,7 +145,7 @@ def test_a_run_that_is_stopped_where_it_began_goes_on_with_equal_numbers(store):
 def test_what_is_damaged_is_not_used_and_does_not_stay(store, damage):
     alone = run(APL, store)
     run(O2U, store, leave=True)
-    place = store.runs / "shared" / O2U.beginnings(0)[5]
+    place = store.runs / "shared" / O2U.prefixes(0)[5]
     content = (place / damage).read_bytes()
     (place / damage).write_bytes(content[: len(content) // 2])
     other = run(APL, store)
@@ -181,15 +181,15 @@ def test_a_run_that_goes_on_elsewhere_leaves_nothing(store):
     facts["alike"]["git commit"] = "another"
     path.write_text(json.dumps(facts))
     said = []
-    resume(unfinished, store=store, leave=O2U.beginnings(0).values(), warn=said.append)
+    resume(unfinished, store=store, leave=O2U.prefixes(0).values(), warn=said.append)
     assert any("git commit was another" in sentence for sentence in said)
     assert not (store.runs / "shared").exists()
 
 
 def test_nothing_stays_of_what_a_killed_process_had_begun_to_leave(store):
     run(O2U, store, leave=True)
-    (store.runs / "shared" / f".{O2U.beginnings(0)[5]}.{'a' * 32}").mkdir()
-    forget_beginnings(store.runs, O2U.beginnings(0).values())
+    (store.runs / "shared" / f".{O2U.prefixes(0)[5]}.{'a' * 32}").mkdir()
+    forget_prefixes(store.runs, O2U.prefixes(0).values())
     assert not (store.runs / "shared").exists()
 
 

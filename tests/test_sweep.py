@@ -21,7 +21,7 @@ from nlt.events import Failed, Finished, Noted, Progressed, Started
 from nlt.launcher import Unfinished, launch
 from nlt.reading import check, load_all
 from nlt.report import compare
-from nlt.sweep import How, Job, plan, side_by_side
+from nlt.sweep import Job, Options, plan, side_by_side
 from nlt.sweep.plan import finished_before
 from nlt.sweep.processes import device_of, threads_each
 from nlt.terminal import Board, Ledger, Lines
@@ -295,7 +295,7 @@ def test_what_was_taken_for_what_in_the_data_is_said_once(store: Store, tmp_path
     once = {"name": "standard", "training": {"epochs": 1, **STAGE}}
     jobs = [Job(spec(name="a", data=data, noise={"name": "none"}, method=once), seed) for seed in (0, 1)]
     told: list[object] = []
-    side_by_side(jobs, How("cpu", tmp_path, store.uri, store.runs), lambda index, event: told.append(event), 1)
+    side_by_side(jobs, Options("cpu", tmp_path, store.uri, store.runs), lambda index, event: told.append(event), 1)
     assert [event.name for event in told if isinstance(event, Finished)] == ["a", "a"]
     (note,) = [event.sentence for event in told if isinstance(event, Noted)]
     assert note.startswith(f"{data['path']}: train_labels (32, 1) taken for (32,); ")
@@ -388,7 +388,7 @@ def test_runs_end_after_their_epoch_when_the_launching_process_is_killed(place):
     assert [run.info.status for run in runs(place)] == ["KILLED"]
 
 
-class Bomb(How):
+class Bomb(Options):
     """Ends the process that it arrives in, as a GPU driver that aborts does."""
 
     def __reduce__(self):
@@ -397,7 +397,7 @@ class Bomb(How):
 
 def test_a_process_that_ends_by_itself_or_has_a_bug_is_reported_with_its_last_words(tmp_path):
     told: list[tuple[int, Failed]] = []
-    bug = How("cpu", tmp_path, None, tmp_path)  # type: ignore[arg-type]
+    bug = Options("cpu", tmp_path, None, tmp_path)  # type: ignore[arg-type]
     for how in (Bomb("cpu", tmp_path, "", tmp_path), bug):
         side_by_side([Job(spec(), 0)], how, lambda *event: told.append(event), 1)
     assert told[0] == (0, Failed("died", "its process ended with exit code 7."))

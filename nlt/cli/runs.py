@@ -22,7 +22,7 @@ from nlt.settings import BadInput, brief
 from nlt.terminal import Board, Ledger, Lines, failure, run_all, warn
 
 if TYPE_CHECKING:
-    from nlt.sweep import How
+    from nlt.sweep import Options
     from nlt.tracking import Store
 
 ray_option = click.option(
@@ -88,24 +88,24 @@ def launch(
     run_on_ray = _on_ray() if address is not None else None
     # All files are checked before the first run starts.
     experiments = [experiment for path in specs for experiment in load_all(path, overrides)]
-    from nlt.sweep import How, plan
-    from nlt.tracking import forget_beginnings, open_store
+    from nlt.sweep import Options, plan
+    from nlt.tracking import forget_prefixes, open_store
 
     store = open_store(tracking_uri)
     todo = plan(store, experiments, seeds or (0,), sweep, rerun, warn, data_root)
     if todo.finished:
         known = len(todo.finished)
         warn(f"{known} of {known + len(todo.jobs)} runs are finished already and are not run again (--rerun does).")
-    how = How(device, data_root, store.uri, store.runs, todo.sweep, log_model, todo.beginnings)
+    options = Options(device, data_root, store.uri, store.runs, todo.sweep, log_model, todo.prefixes)
     ledger = Ledger(todo.jobs, todo.finished)
     if run_on_ray is None:
-        _run(ledger, how, store, jobs)
+        _run(ledger, options, store, jobs)
     elif todo.jobs:
         run_all(
-            ledger, lambda tell: run_on_ray(todo.jobs, how, tell, store, address, gpus_per_run, warn), Board(ledger)
+            ledger, lambda emit: run_on_ray(todo.jobs, options, emit, store, address, gpus_per_run, warn), Board(ledger)
         )
     if not ledger.interrupted:
-        forget_beginnings(store.runs, todo.beginnings)
+        forget_prefixes(store.runs, todo.prefixes)
         if len(ledger.finished) > 1:
             _sum_up(store, todo.sweep)
     ledger.conclude()
@@ -125,13 +125,13 @@ def _sum_up(store: "Store", sweep: str) -> None:
         click.echo(f"sweep {sweep}: tables and figures in run {run_id}, report.html among its artifacts")
 
 
-def _run(ledger: Ledger, how: "How", store: "Store", at_once: int | None) -> None:
+def _run(ledger: Ledger, options: "Options", store: "Store", at_once: int | None) -> None:
     from nlt.sweep import in_turn, side_by_side
 
     if at_once is None:
-        run_all(ledger, lambda tell: in_turn(ledger.jobs, how, tell, store), Lines(ledger.jobs))
+        run_all(ledger, lambda emit: in_turn(ledger.jobs, options, emit, store), Lines(ledger.jobs))
     else:
-        run_all(ledger, lambda tell: side_by_side(ledger.jobs, how, tell, at_once), Board(ledger))
+        run_all(ledger, lambda emit: side_by_side(ledger.jobs, options, emit, at_once), Board(ledger))
 
 
 def _on_ray() -> "Callable[..., None]":
@@ -167,7 +167,7 @@ def resume(
     nlt resume 0123456789abcdef0123456789abcdef
     """
     from nlt.launcher import unfinished_runs
-    from nlt.sweep import How, Job
+    from nlt.sweep import Job, Options
     from nlt.tracking import folder_of, kill_orphans, open_store
 
     store = open_store(tracking_uri)
@@ -188,7 +188,7 @@ def resume(
         return
 
     ledger = Ledger([Job(found[run_id].spec, found[run_id].seed, found[run_id]) for run_id in wanted], [])
-    _run(ledger, How(device, data_root, store.uri, store.runs), store, jobs)
+    _run(ledger, Options(device, data_root, store.uri, store.runs), store, jobs)
     ledger.conclude()
 
 

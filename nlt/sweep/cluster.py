@@ -21,10 +21,10 @@ from mlflow.exceptions import MlflowException
 from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
 from nlt.data import Dataset
-from nlt.events import Event, Failed, Finished, Noted, Started, Tell
+from nlt.events import Emit, Event, Failed, Finished, Noted, Started
 from nlt.launcher import Unfinished, stop_signals, unfinished_runs
 from nlt.settings import BadInput, brief
-from nlt.sweep.job import How, Job, run_job
+from nlt.sweep.job import Job, Options, run_job
 from nlt.sweep.plan import finished_before
 from nlt.tracking import Store, folders, reopen_store, sync
 
@@ -36,8 +36,8 @@ LET_GO_S = 60.0  # how long a process may outlive its node
 
 def on_ray(
     jobs: list[Job],
-    how: How,
-    tell: Tell,
+    options: Options,
+    emit: Emit,
     store: Store,
     address: str,
     gpus_per_run: float,
@@ -47,12 +47,12 @@ def on_ray(
 
     A run gets one CPU and trains with one thread. The data are loaded here and put into Ray's object store, so that no
     node needs the files. A run whose node died is begun again on another one; where the nodes share the folder
-    `how.runs` it goes on after its last checkpoint.
+    `options.runs` it goes on after its last checkpoint.
 
     Args:
         jobs: what runs.
-        how: and how.
-        tell: told of all that happens.
+        options: what it has in common with the other runs of the launch.
+        emit: told of all that happens.
         store: an open one.
         address: `local` (a cluster for this launch), `auto` (the one this machine is part of), `ray://HOST:PORT`.
         gpus_per_run: share of a GPU that each run gets; 0 for the CPU.
@@ -62,8 +62,8 @@ def on_ray(
         BadInput: there is no such cluster, or the data cannot be loaded.
     """
     # Beginnings are left in a folder: on nodes that do not share it with this machine nobody would tidy them up.
-    how = replace(how, leave=frozenset())
-    root = Path(os.path.expanduser(how.data_root or "data"))
+    options = replace(options, leave=frozenset())
+    root = Path(os.path.expanduser(options.data_root or "data"))
     datasets = {key: data.load(root) for key, data in {_key(job): job.spec.data for job in jobs}.items()}
     # Runs that are no part of this launch, though they look like it.
     ours = {job.unfinished.run_id for job in jobs if job.unfinished}
@@ -73,7 +73,7 @@ def on_ray(
     try:
         _check_room(address, gpus_per_run, warn)
         placed = {key: ray.put(dataset) for key, dataset in datasets.items()}
-        _run_all(jobs, how, tell, store, placed, gpus_per_run, others)
+        _run_all(jobs, options, emit, store, placed, gpus_per_run, others)
     finally:
         ray.shutdown()
 
@@ -108,8 +108,8 @@ def _check_room(address: str, gpus_per_run: float, warn: Callable[[str], None]) 
 
 def _run_all(
     jobs: list[Job],
-    how: How,
-    tell: Tell,
+    options: Options,
+    emit: Emit,
     store: Store,
     placed: "dict[str, ray.ObjectRef[Dataset]]",
     gpus_per_run: float,
@@ -121,7 +121,7 @@ def _run_all(
     task = ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=RETRIES, max_calls=1)(_run)
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}  # the password too
     pending = {
-        task.remote(index, job, how, placed[_key(job)], mailbox, others, environment, version("nlt")): index
+        task.remote(index, job, options, placed[_key(job)], mailbox, others, environment, version("nlt")): index
         for index, job in enumerate(jobs)
     }
     run_ids: dict[int, str] = {}
@@ -134,7 +134,7 @@ def _run_all(
                     store.client.set_tag(before, "nlt.stopped", "its node died; the run was begun again")
                     store.client.set_terminated(before, "KILLED")
             run_ids[index] = event.run_id
-        tell(index, event)
+        emit(index, event)
 
     def fetch() -> None:
         with suppress(GetTimeoutError, RayError):
@@ -154,7 +154,7 @@ def _run_all(
                 fetch()
                 for ref in done:
                     index = pending.pop(ref)
-                    tell(index, _end(ref, run_ids.get(index, "")))
+                    emit(index, _end(ref, run_ids.get(index, "")))
             except KeyboardInterrupt:  # the second
                 for ref in pending:
                     ray.cancel(ref, force=True)
@@ -187,7 +187,7 @@ class _Mailbox:
 def _run(
     index: int,
     job: Job,
-    how: How,
+    options: Options,
     dataset: Dataset,
     mailbox: Any,
     others: frozenset[str],
@@ -202,12 +202,12 @@ def _run(
     os.environ.update(environment)
     torch.set_num_threads(1)
 
-    def tell(event: Event) -> None:
+    def emit(event: Event) -> None:
         if not isinstance(event, Finished | Failed):  # these are returned
             mailbox.put.remote(index, event)
 
     try:
-        store = reopen_store(how.uri, how.runs)
+        store = reopen_store(options.uri, options.runs)
         left = _left_behind(job, store, others)
         if left is not None:
             sync(store)  # had it been finished and not delivered, it would be trained twice
@@ -217,8 +217,8 @@ def _run(
     except (BadInput, MlflowException) as error:
         return Failed("bad input", f"node {os.uname().nodename}: {error}")
     if job.unfinished and left is None:
-        tell(Noted(f"{job.spec.name}, seed {job.seed}: its checkpoint is not on this node, so it begins again."))
-    return run_job(replace(job, unfinished=left), how, tell, store=store, dataset=dataset, patience_s=LET_GO_S)
+        emit(Noted(f"{job.spec.name}, seed {job.seed}: its checkpoint is not on this node, so it begins again."))
+    return run_job(replace(job, unfinished=left), options, emit, store=store, dataset=dataset, patience_s=LET_GO_S)
 
 
 def _left_behind(job: Job, store: Store, others: frozenset[str]) -> Unfinished | None:

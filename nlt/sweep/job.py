@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlt.data import Dataset
-from nlt.events import Event, Failed, Finished, Noted, Progressed, Started, Tell
+from nlt.events import Emit, Event, Failed, Finished, Noted, Progressed, Started
 from nlt.launcher import Interrupted, RunFailed, Unfinished, launch, resume
 from nlt.prepare import Prepared
 from nlt.run import EpochRecord
@@ -24,7 +24,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class How:
+class Options:
     """What the runs of a launch have in common."""
 
     device: str | None
@@ -38,13 +38,13 @@ class How:
     sweep: str | None = None
     log_model: bool = False
     leave: frozenset[str] = frozenset()
-    """`Experiment.beginnings` that a run leaves for the others."""
+    """`Experiment.prefixes` that a run leaves for the others."""
 
 
 def run_job(
     job: Job,
-    how: How,
-    tell: Callable[[Event], None],
+    options: Options,
+    emit: Callable[[Event], None],
     *,
     store: Store | None = None,
     dataset: Dataset | None = None,
@@ -55,8 +55,8 @@ def run_job(
 
     Args:
         job: what runs.
-        how: and how.
-        tell: called with each event; the last one is returned too.
+        options: what it has in common with the other runs of the launch.
+        emit: called with each event; the last one is returned too.
         store: an open one.
         dataset: the spec's data, loaded already.
         patient: whether a tracking server that is away is waited for; otherwise it is an error at once.
@@ -64,26 +64,26 @@ def run_job(
     """
 
     def note(sentence: str) -> None:
-        tell(Noted(sentence))
+        emit(Noted(sentence))
 
     def on_start(run_id: str, prepared: Prepared, done: int) -> None:
         shared = done > 0 and job.unfinished is None
-        tell(Started(run_id, _about(prepared), done, prepared.steps, shared))
+        emit(Started(run_id, _about(prepared), done, prepared.steps, shared))
 
     def on_epoch(epoch: EpochRecord) -> None:
-        tell(Progressed(epoch.step, epoch.steps, epoch.stage, epoch.t, epoch.metrics))
+        emit(Progressed(epoch.step, epoch.steps, epoch.stage, epoch.t, epoch.metrics))
 
     try:
-        store = store or reopen_store(how.uri, how.runs)
+        store = store or reopen_store(options.uri, options.runs)
         if job.unfinished:
             result = resume(
                 job.unfinished,
-                device=how.device,
-                data_root=how.data_root,
+                device=options.device,
+                data_root=options.data_root,
                 store=store,
                 dataset=dataset,
                 patience_s=patience_s,
-                leave=how.leave,
+                leave=options.leave,
                 warn=note,
                 on_start=on_start,
                 on_epoch=on_epoch,
@@ -92,13 +92,13 @@ def run_job(
             result = launch(
                 job.spec,
                 seed=job.seed,
-                device=how.device or "auto",
-                data_root=how.data_root or "data",
-                log_model=how.log_model,
-                sweep=how.sweep,
+                device=options.device or "auto",
+                data_root=options.data_root or "data",
+                log_model=options.log_model,
+                sweep=options.sweep,
                 store=store,
                 dataset=dataset,
-                leave=how.leave,
+                leave=options.leave,
                 warn=note if patient else None,
                 on_start=on_start,
                 on_epoch=on_epoch,
@@ -113,7 +113,7 @@ def run_job(
         end = Failed("interrupted", "interrupted before the run began")
     else:
         end = Finished(result.name, result.seed, result.run_id, result.metrics, result.undelivered, result.stop_asked)
-    tell(end)
+    emit(end)
     return end
 
 
@@ -126,10 +126,10 @@ def _about(prepared: Prepared) -> str:
     return f"{facts.dataset.name}: {sizes} · {facts.device} {facts.precision}"
 
 
-def in_turn(jobs: list[Job], how: How, tell: Tell, store: Store) -> None:
+def in_turn(jobs: list[Job], options: Options, emit: Emit, store: Store) -> None:
     """Run one job after the other in this process, whatever happens to one of them, until Ctrl-C or SIGTERM."""
     for index, job in enumerate(jobs):
         # That an address is wrong shows in the first run, at once; later a server is only away, and is waited for.
-        end = run_job(job, how, lambda event, index=index: tell(index, event), store=store, patient=index > 0)  # type: ignore[misc]
+        end = run_job(job, options, lambda event, index=index: emit(index, event), store=store, patient=index > 0)  # type: ignore[misc]
         if (isinstance(end, Finished) and end.stop_asked) or (isinstance(end, Failed) and end.kind == "interrupted"):
             return

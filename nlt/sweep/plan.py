@@ -15,7 +15,7 @@ from nlt.launcher import unfinished_runs
 from nlt.settings import BadInput, brief
 from nlt.spec import Experiment
 from nlt.sweep.job import Job
-from nlt.tracking import SWEEP_TAG, Store, data_digest, finished_runs, forget_beginnings, refused, shown, sync
+from nlt.tracking import SWEEP_TAG, Store, data_digest, finished_runs, forget_prefixes, refused, shown, sync
 
 Key = tuple[str, str, int]
 """What makes two runs the same one: MLflow experiment, hash of the spec, seed."""
@@ -29,7 +29,7 @@ class Plan:
     jobs: list[Job]
     finished: list[Finished]
     """What an earlier launch has done of it."""
-    beginnings: frozenset[str]
+    prefixes: frozenset[str]
     """Those that several of its runs have: left for one another, and to be forgotten when all are over."""
 
 
@@ -64,10 +64,10 @@ def plan(
             if wanted.setdefault(_key(spec, seed), spec) is not spec:
                 warn(f"{spec.name}, seed {seed}, is the same as {wanted[_key(spec, seed)].name}: it runs once.")
     sweep = sweep or _name(wanted)
-    beginnings = Counter(key for (_, _, seed), spec in wanted.items() for key in spec.beginnings(seed).values())
-    shared = frozenset(beginning for beginning, runs in beginnings.items() if runs > 1)
+    prefixes = Counter(key for (_, _, seed), spec in wanted.items() for key in spec.prefixes(seed).values())
+    shared = frozenset(prefix for prefix, runs in prefixes.items() if runs > 1)
     if rerun:
-        forget_beginnings(store.runs, beginnings)
+        forget_prefixes(store.runs, prefixes)
         return Plan(sweep, [Job(spec, seed) for (_, _, seed), spec in wanted.items()], [], shared)
     for sentence in sync(store).complaints:  # a finished run that MLflow does not know of would run again
         warn(sentence)

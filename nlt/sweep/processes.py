@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from nlt.events import Event, Failed, Finished, Noted, Started, Tell
+from nlt.events import Emit, Event, Failed, Finished, Noted, Started
 from nlt.launcher import stop_signals
-from nlt.sweep.job import How, Job, run_job
+from nlt.sweep.job import Job, Options, run_job
 
 LONGEST_STOP_S = 60.0  # after a second Ctrl-C; then processes are killed
 TAIL = 4000  # characters of a dead process's last words
@@ -27,7 +27,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["nlt.sweep.processes"])
 
 
-def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
+def side_by_side(jobs: list[Job], options: Options, emit: Emit, at_once: int) -> None:
     """Run each job in a process of its own, `at_once` at a time, whatever happens to one of them.
 
     The processor's cores are shared out among them. With several GPUs the runs take turns on them. The first Ctrl-C or
@@ -46,8 +46,8 @@ def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
                 while waiting and len(running) < at_once and not stop.asked:
                     index, job = waiting.popleft()
                     slot = min(set(range(at_once)) - {worker.slot for worker in running.values()})
-                    on = device_of(how.device, slot, torch.cuda.device_count())
-                    running[index] = _Worker(index, slot, job, replace(how, device=on), threads, events)
+                    on = device_of(options.device, slot, torch.cuda.device_count())
+                    running[index] = _Worker(index, slot, job, replace(options, device=on), threads, events)
                 if stop.asked and not told:
                     told = 1
                     for worker in running.values():
@@ -56,14 +56,14 @@ def side_by_side(jobs: list[Job], how: How, tell: Tell, at_once: int) -> None:
                     index, event = events.get(timeout=0.2)
                     if event is None:
                         if (died := running.pop(index).last_words(stop.asked)) is not None:
-                            tell(index, died)
+                            emit(index, died)
                     else:
                         if isinstance(event, Started):  # its data are loaded
                             for sentence in running[index].notes():
                                 if sentence not in noted:
                                     noted.add(sentence)
-                                    tell(index, Noted(sentence))
-                        tell(index, event)
+                                    emit(index, Noted(sentence))
+                        emit(index, event)
                 if time.monotonic() > deadline:
                     for worker in running.values():
                         worker.process.kill()
@@ -95,7 +95,7 @@ class _Worker:
         index: int,
         slot: int,
         job: Job,
-        how: How,
+        options: Options,
         threads: int,
         events: "queue.SimpleQueue[tuple[int, Event | None]]",
     ):
@@ -103,7 +103,7 @@ class _Worker:
         self._index, self._events, self._ended = index, events, False
         self._output = tempfile.NamedTemporaryFile()  # noqa: SIM115  # closed in last_words
         self._told, telling = _CONTEXT.Pipe(duplex=False)
-        self.process = _CONTEXT.Process(target=_work, args=(job, how, threads, telling, self._output.name))
+        self.process = _CONTEXT.Process(target=_work, args=(job, options, threads, telling, self._output.name))
         self.process.start()
         telling.close()  # so that the pipe ends with the process
         threading.Thread(target=self._listen, name=f"nlt job {index}", daemon=True).start()
@@ -137,7 +137,7 @@ class _Worker:
         return Failed("died", f"its process {how}{hint}." + (f"\n{text[-TAIL:]}" if text and code > 0 else ""))
 
 
-def _work(job: Job, how: How, threads: int, telling: Connection, output: str) -> None:
+def _work(job: Job, options: Options, threads: int, telling: Connection, output: str) -> None:
     """Be such a process."""
     os.setsid()  # a terminal's Ctrl-C reaches the launching process, which hands it on
     for stream in (1, 2):  # what libraries print would tear the display
@@ -152,8 +152,8 @@ def _work(job: Job, how: How, threads: int, telling: Connection, output: str) ->
 
     threading.Thread(target=watch, name="nlt parent", daemon=True).start()
 
-    def tell(event: Event) -> None:
+    def emit(event: Event) -> None:
         with suppress(OSError):  # nobody listens any more
             telling.send(event)
 
-    run_job(job, how, tell)
+    run_job(job, options, emit)

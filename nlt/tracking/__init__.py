@@ -2,7 +2,7 @@
 
 from nlt.tracking.delivery import data_digest, kill_orphans, sync
 from nlt.tracking.journal import Busy, RunFolder, folder_of, folders, opened
-from nlt.tracking.shared import find_beginning, forget_beginnings, leave_beginning
+from nlt.tracking.shared import find_prefix, forget_prefixes, leave_prefix
 from nlt.tracking.store import (
     SWEEP_TAG,
     Store,
@@ -19,7 +19,7 @@ from nlt.tracking.tracker import Facts, Tracker, final_metrics, git_commit, para
 
 __all__ = [
     "LONGEST_TAG", "SWEEP_TAG", "Busy", "Facts", "RunFolder", "Store", "Tracker", "data_digest", "experiment_id",
-    "final_metrics", "find_beginning", "finished_runs", "folder_of", "folders", "forget_beginnings", "git_commit",
-    "kill_orphans", "leave_beginning", "open_store", "opened", "params", "refused", "reopen_store", "shown",
+    "final_metrics", "find_prefix", "finished_runs", "folder_of", "folders", "forget_prefixes", "git_commit",
+    "kill_orphans", "leave_prefix", "open_store", "opened", "params", "refused", "reopen_store", "shown",
     "start_run", "sync", "without_credentials", "write_summary",
 ]  # fmt: skip

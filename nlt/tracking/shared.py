@@ -4,7 +4,7 @@
                      journal.jsonl       its epochs
                      checkpoint-STEP.pt  its state after them
 
-HASH is of `Experiment.beginnings`. A run that begins there is as one that was interrupted there, and goes on in the
+HASH is of `Experiment.prefixes`. A run that begins there is as one that was interrupted there, and goes on in the
 same way. All is copied: the folder may go at any time.
 """
 
@@ -25,7 +25,7 @@ FOLDER = "shared"
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Prefix:
     """Epochs of another run that a new one begins with."""
 
     run_id: str
@@ -36,15 +36,15 @@ class Beginning:
     """How many they are, and the state after them."""
 
 
-def leave_beginning(folder: RunFolder, step: int, beginning: str) -> None:
-    """Leave a run's first `step` epochs, all it has and in a checkpoint, for others of the same `beginning`.
+def leave_prefix(folder: RunFolder, step: int, prefix: str) -> None:
+    """Leave a run's first `step` epochs, all it has and in a checkpoint, for others of the same `prefix`.
 
     On a disk that does not take them nothing happens: the others train for themselves.
     """
-    place = folder.path.parent / FOLDER / beginning
+    place = folder.path.parent / FOLDER / prefix
     if place.exists():
         return
-    part = place.with_name(f".{beginning}.{folder.run_id}")
+    part = place.with_name(f".{prefix}.{folder.run_id}")
     try:
         part.mkdir(parents=True)
         shutil.copy(checkpoint.file(folder.path, step), part)
@@ -56,16 +56,16 @@ def leave_beginning(folder: RunFolder, step: int, beginning: str) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def find_beginning(runs: Path, beginnings: dict[int, str], launched: Record) -> Beginning | None:
-    """Return the longest beginning that is there and was trained on the same data and machine by the same code.
+def find_prefix(runs: Path, prefixes: dict[int, str], launched: Record) -> Prefix | None:
+    """Return the longest prefix that is there and was trained on the same data and machine by the same code.
 
     Args:
         runs: `Store.runs`.
-        beginnings: of `Experiment.beginnings`.
+        prefixes: of `Experiment.prefixes`.
         launched: what `run.json` will hold of the new run, `same` and `alike` in it.
     """
-    for step, beginning in sorted(beginnings.items(), reverse=True):
-        place = runs / FOLDER / beginning
+    for step, prefix in sorted(prefixes.items(), reverse=True):
+        place = runs / FOLDER / prefix
         if not place.exists():
             continue
         try:
@@ -81,14 +81,14 @@ def find_beginning(runs: Path, beginnings: dict[int, str], launched: Record) -> 
         except (OSError, ValueError, BadInput):  # a crash of the machine cut it off, or another launch is over with it
             shutil.rmtree(place, ignore_errors=True)
         else:
-            return Beginning(known["run_id"], epochs, saved)
+            return Prefix(known["run_id"], epochs, saved)
     return None
 
 
-def forget_beginnings(runs: Path, beginnings: Iterable[str]) -> None:
+def forget_prefixes(runs: Path, prefixes: Iterable[str]) -> None:
     """Remove what was left for others, and what a process that was killed had begun to leave."""
-    for beginning in beginnings:
-        for place in (runs / FOLDER / beginning, *(runs / FOLDER).glob(f".{beginning}.*")):
+    for prefix in prefixes:
+        for place in (runs / FOLDER / prefix, *(runs / FOLDER).glob(f".{prefix}.*")):
             shutil.rmtree(place, ignore_errors=True)
     with suppress(OSError):  # another launch has left something, or nobody has
         (runs / FOLDER).rmdir()

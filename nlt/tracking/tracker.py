@@ -37,7 +37,7 @@ from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
-from nlt.tracking.shared import Beginning
+from nlt.tracking.shared import Prefix
 from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, refused, shown
 from nlt.train import Learner, Stage
 
@@ -113,7 +113,7 @@ def start_run(
     sweep: str,
     launched: dict[str, Any],
     warn: Callable[[str], None] | None = None,
-    beginning: Beginning | None = None,
+    prefix: Prefix | None = None,
 ) -> RunFolder:
     """Make the run in MLflow and its folder here.
 
@@ -124,7 +124,7 @@ def start_run(
         sweep: the tag `nlt.sweep`.
         launched: how it was launched; `run.json` keeps it for a resumption.
         warn: if given, a server that is away is waited for, `AWAY_S` at most, and this is told.
-        beginning: what it begins with, if another run has trained its first stages.
+        prefix: what it begins with, if another run has trained its first stages.
 
     Raises:
         BadInput: MLflow does not take the run, or the folder cannot be written: then the run is marked FAILED.
@@ -148,7 +148,7 @@ def start_run(
         "nlt.threads": str(torch.get_num_threads()),  # on it depend a CPU's last digits
         "nlt.version": version("nlt"),
         **({} if spec.published is None else {"nlt.published": spec.published.model_dump_json(exclude_none=True)}),
-        **({} if beginning is None else {"nlt.first_stages": beginning.run_id}),
+        **({} if prefix is None else {"nlt.first_stages": prefix.run_id}),
         **({} if store.artifacts is None else {FOLDER_TAG: str(store.runs)}),
     }
     matrices = {"classes": facts.dataset.classes, "asked": facts.T_KK.tolist()}
@@ -194,10 +194,10 @@ def start_run(
                 time.sleep(AWAY_PAUSE_S)
         known = {"run_id": run_id, "experiment_id": experiment, "store": store.name, "spec": spec.resolved()}
         try:
-            if beginning is None:
+            if prefix is None:
                 return RunFolder.create(store.runs, run_id, known | launched, [start])
-            epochs = [record | {"steps": spec.steps()} for record in beginning.epochs]
-            return RunFolder.create(store.runs, run_id, known | launched, [start, *epochs], beginning.saved)
+            epochs = [record | {"steps": spec.steps()} for record in prefix.epochs]
+            return RunFolder.create(store.runs, run_id, known | launched, [start, *epochs], prefix.saved)
         except OSError as error:
             with contextlib.suppress(MlflowException):
                 store.client.set_terminated(run_id, "FAILED")
