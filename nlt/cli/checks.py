@@ -69,7 +69,7 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
     nlt doctor
     """
     import platform
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
     import torch
 
@@ -77,7 +77,11 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
     from nlt.tracking import open_store, shown
 
     rows = [("nlt", version("nlt")), ("python", platform.python_version())]
-    rows += [(name, version(name)) for name in ("torch", "torchvision", "mlflow-skinny")]
+    rows += [(name, version(name)) for name in ("torch", "torchvision")]
+    try:
+        rows.append(("mlflow", version("mlflow")))
+    except PackageNotFoundError:
+        rows.append(("mlflow (skinny)", f"{version('mlflow-skinny')}, without its UI"))
     found = find_device(device)
     named = torch.cuda.get_device_name(found) if found.type == "cuda" else f"{torch.get_num_threads()} threads"
     rows += [("device", f"{found} ({named})"), ("precision auto", find_precision("auto", found))]
@@ -93,7 +97,9 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
     ok = True
     try:
         store = open_store(tracking_uri)
-        rows.append(("store", f"{shown(store.uri)}, writable"))
+        of_a_server = store.uri.startswith(("http", "databricks"))
+        state = "writable" if of_a_server else "writable, schema current"  # else open_store had refused it
+        rows.append(("store", f"{shown(store.uri)}, {state}"))
     except BadInput as error:
         ok = False
         rows.append(("store", str(error)))

@@ -3,12 +3,14 @@
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import ssl
 import urllib.error
 import urllib.request
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -26,12 +28,14 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 import mlflow
 import sqlalchemy
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from filelock import FileLock
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from nlt.settings import BadInput
+from nlt.settings import BadInput, brief
 from nlt.view import TAG, comparison_view, description
 
 PAGE = 1000  # runs asked for at a time
@@ -40,6 +44,7 @@ KIND_TAG = "nlt.kind"  # of runs that have trained nothing: summary
 SWEEP_TAG = "nlt.sweep"  # names of the sweeps that a run belongs to, joined by commas
 FOLDER_TAG = "nlt.folder"  # of runs in the embedded store: where their folders are
 SQLITE_BUSY_SECONDS = 60.0  # how long to wait while other runs write
+ANOTHER = "name another with --tracking-uri or MLFLOW_TRACKING_URI"  # the mend that always is
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 # It prints a traceback of each database error that it also raises.
@@ -90,7 +95,7 @@ def open_store(uri: str | None = None) -> Store:
     """Open the store: `uri`, else MLFLOW_TRACKING_URI, else SQLite under `mlruns/` of the current folder, made if new.
 
     Raises:
-        BadInput: the store cannot be reached or written.
+        BadInput: the store cannot be reached, made or written, or its tables are of another MLflow than the installed.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlruns').absolute() / 'mlflow.db'}"
     try:
@@ -108,9 +113,11 @@ def open_store(uri: str | None = None) -> Store:
         )
     try:
         if not scheme.startswith(("http", "databricks")):
-            _probe_database(uri)
+            _check_schema(uri)  # MLflow would try an unreachable one for 102 seconds, and print each attempt
         client = mlflow.MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
+    except BadInput:
+        raise
     except Exception as error:  # database drivers raise what they like, and their texts may hold the password
         if isinstance(error, MlflowException) and (refusal := refused(uri, error)):
             raise refusal from None
@@ -187,42 +194,140 @@ def refused(uri: str, error: MlflowException, experiment: str | None = None) -> 
 
 def _open_sqlite(uri: str) -> Store:
     # sqlite:///relative.db and sqlite:////absolute.db, as SQLAlchemy reads them; it ends the path at a "?".
-    path = Path(uri.removeprefix("sqlite:///")).absolute()
+    given = uri.removeprefix("sqlite:///")
+    path = Path(given).absolute()
     if not uri.startswith("sqlite:///") or os.path.isdir(path) or uri == "sqlite:///" or "?" in str(path):
         raise BadInput(
             f"tracking URI {shown(uri)}: name a file, without a question mark, as in sqlite:///mlruns/mlflow.db."
         )
+    if os.path.expanduser(given) != given:
+        # MLflow's own commands take it for a folder named "~", so nlt does not take it for another place than they.
+        raise BadInput(
+            f"tracking URI {uri}: a URI knows no ~; write sqlite:///{os.path.expanduser(given)}, or "
+            f"sqlite:///./{given} for a folder of that name."
+        )
+    artifacts = path.parent / "artifacts"
+    made: list[Path] = []  # what to take away if the rest fails
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _check_schema(f"sqlite:///{path}")  # before a file is made or a table changed
+        made += _make_folders(artifacts, path)
+        if not _store_lock(path.parent).exists():
+            made.insert(0, _store_lock(path.parent))
         _store_lock(path.parent).touch()  # FileLock waits for ever where no file can be made, as in /proc
         # MLflow's own migrations crash when several processes run them on a fresh file at once.
         with FileLock(_store_lock(path.parent)):
-            fresh = not path.exists()
+            if not path.exists():
+                _make_database(path, artifacts)
             # The driver waits that long for another run's write; its own 5 s are not enough for eight runs.
             client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}?timeout={SQLITE_BUSY_SECONDS:.0f}")
             client.search_experiments(max_results=1)
-            with sqlite3.connect(path, timeout=SQLITE_BUSY_SECONDS) as database:
-                if fresh:
-                    database.execute("PRAGMA journal_mode=WAL")  # readers no longer wait for a writer
+            with closing(sqlite3.connect(path, timeout=SQLITE_BUSY_SECONDS)) as database:
                 database.execute("BEGIN IMMEDIATE")  # fails where the file cannot be written
                 database.rollback()
-        artifacts = path.parent / "artifacts"
-        artifacts.mkdir(exist_ok=True)
         if not os.access(artifacts, os.W_OK):
             raise PermissionError(f"{artifacts} is read-only")
-    except (
-        OSError,
-        ValueError,
-        sqlite3.Error,
-        SQLAlchemyError,
-        MlflowException,
-    ) as error:  # ValueError: bytes that are not UTF-8
+    except BaseException as error:
+        _take_away(made)
+        # ValueError: bytes that are not UTF-8
+        if not isinstance(error, OSError | ValueError | sqlite3.Error | SQLAlchemyError | MlflowException):
+            raise
         reason = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
-            f"the MLflow store {path} cannot be written ({reason}): make it writable, or name another with "
-            "--tracking-uri or MLFLOW_TRACKING_URI."
+            f"the MLflow store {path} cannot be written ({reason}): make it writable, or {ANOTHER}."
         ) from None
     return Store(f"sqlite:///{path}", client, artifacts, path.parent / "runs")
+
+
+def _make_folders(folder: Path, store: Path) -> list[Path]:
+    """Make a folder and those above it; return the new ones, the innermost first.
+
+    Raises:
+        BadInput: something else is in the way, or they cannot be made; none is left behind. It names `store`.
+    """
+    chain = (folder, *folder.parents)
+    new = [place for place in chain if not os.path.lexists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _take_away(new)
+        cannot = f"the MLflow store {store} cannot be written"
+        for place in chain:
+            if os.path.lexists(place) and not os.path.isdir(place):
+                raise BadInput(f"{cannot} ({place} is in the way, no folder): move it away, or {ANOTHER}.") from None
+        outermost = new[-1] if new else folder  # another process may have taken one away meanwhile
+        raise BadInput(
+            f"{cannot} ({outermost} is not there and cannot be made: {error.strerror}): make {store.parent} a folder "
+            f"that you may write to, or {ANOTHER}."
+        ) from None
+    return new
+
+
+def _take_away(made: list[Path]) -> None:
+    for path in made:
+        with suppress(OSError):  # by now another process may have put something there
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _make_database(path: Path, artifacts: Path) -> None:
+    """Make MLflow's tables, seconds of migrations, and name the file `path` only when all of them are there.
+
+    One that a killed process left half-made could not be told from one of an older MLflow.
+    """
+    part = path.resolve().with_name(".nlt.new.db")
+    parts = [part.with_name(part.name + suffix) for suffix in ("", "-journal", "-wal", "-shm")]
+    _take_away(parts)  # of a process that was killed
+    try:
+        part.touch()  # where no file can be made MLflow would try for 102 seconds
+        _migrate(part, artifacts)
+        with closing(sqlite3.connect(part)) as database:
+            database.execute("PRAGMA journal_mode=WAL")  # readers no longer wait for a writer
+        part.replace(path.resolve())
+    finally:
+        _take_away(parts)
+
+
+def _migrate(database: Path, artifacts: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore  # a second to import, for new stores only
+
+    SqlAlchemyStore(f"sqlite:///{database}", str(artifacts)).engine.dispose()  # type: ignore[no-untyped-call]
+
+
+def _check_schema(uri: str) -> None:
+    """Compare a database's schema with the installed MLflow's, and change nothing.
+
+    MLflow itself compares too late: where a table is missing it migrates at once, without a word or a backup, and any
+    other schema it calls out of date, a newer one too.
+
+    Raises:
+        BadInput: the schema is older, or unknown.
+    """
+    waits = {"timeout": SQLITE_BUSY_SECONDS} if uri.startswith("sqlite") else {"connect_timeout": int(PROBE_SECONDS)}
+    connect_args = {} if uri.startswith("mssql") else waits
+    engine = sqlalchemy.create_engine(uri, connect_args=connect_args, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:
+        found = set(MigrationContext.configure(connection).get_current_heads())
+    heads, known = _revisions()
+    if not found or found == heads:  # none: MLflow makes its tables
+        return
+    schema, installed = brief(", ".join(sorted(found))), f"the installed MLflow {mlflow.__version__}"
+    if found <= known:
+        raise BadInput(
+            f"the MLflow store {shown(uri)} is of an older MLflow: its schema is {schema}, {installed} needs "
+            f"{', '.join(map(repr, heads))}; back it up while nothing uses it, then run "
+            f"`mlflow db upgrade {shlex.quote(shown(uri))}`."
+        )
+    raise BadInput(
+        f"the MLflow store {shown(uri)} is of a newer MLflow, or of another program: {installed} does not know its "
+        f"schema {schema}; install the MLflow that wrote it, or {ANOTHER}."
+    )
+
+
+@cache
+def _revisions() -> tuple[frozenset[str], frozenset[str]]:
+    """Return the newest schema of the installed MLflow, and all that it can migrate from."""
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return frozenset(scripts.get_heads()), frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def _store_lock(folder: Path) -> Path:
@@ -249,14 +354,6 @@ def _probe(uri: str) -> None:
             f"the MLflow server {shown(uri)} does not answer ({reason}): start it, or unset MLFLOW_TRACKING_URI "
             "to use the embedded store."
         ) from None
-
-
-def _probe_database(uri: str) -> None:
-    """Connect once: MLflow would try an unreachable server for 102 seconds, and print each attempt."""
-    waits = {} if uri.startswith("mssql") else {"connect_timeout": int(PROBE_SECONDS)}
-    engine = sqlalchemy.create_engine(uri, connect_args=waits, poolclass=sqlalchemy.NullPool)
-    with engine.connect():
-        pass
 
 
 def _no_url(uri: str) -> BadInput:
