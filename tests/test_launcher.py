@@ -61,7 +61,8 @@ def test_run_params_and_tags(finished):
     assert run.data.params == {
         "data": "digits", "train_images": "100", "noise": "symmetric", "noise_rate": "0.4", "model": "cnn9",
         "width": "0.03", "method": "o2u", "loss": "CE", "epochs": "2+3+2", "batch_size": "32/16/32",
-        "lr": "0.01/0.007/0.01", "weight_decay": "0.0001", "forget_rate": "0.4", "seed": "3", "precision": "fp32",
+        "lr": "0.01/0.007/0.01", "weight_decay": "0.0001", "forget_rate": "0.4", "restart": "pretrained", "seed": "3",
+        "precision": "fp32",
     }  # fmt: skip
     tags = {
         k: v
@@ -125,7 +126,7 @@ def test_final_metrics_by_hand(finished):
 
 def test_at_best_val_takes_the_first_of_equals():
     epochs = [
-        type("E", (), {"stage": "s", "keep_N": None, "metrics": {"time/epoch_seconds": 1.0, "test/accuracy": t, "val/accuracy": v}})
+        type("E", (), {"stage": "s", "detects": False, "metrics": {"time/epoch_seconds": 1.0, "test/accuracy": t, "val/accuracy": v}})
         for t, v in [(0.1, 0.5), (0.2, 0.9), (0.3, 0.9), (0.4, 0.1)]
     ]  # fmt: skip
     final = final_metrics(epochs)

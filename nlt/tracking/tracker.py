@@ -39,7 +39,7 @@ from nlt.tracking.delivery import PATIENCE_S, Courier
 from nlt.tracking.journal import Record, RunFolder, epoch_record, now
 from nlt.tracking.shared import Prefix
 from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, refused, shown
-from nlt.train import Learner, Stage
+from nlt.train import Learner
 
 GRID_IMAGES = 60  # most suspicious samples shown in detections.png
 AWAY_S, AWAY_PAUSE_S = 600.0, 15.0  # how long a sweep waits for a server before its next run
@@ -99,7 +99,7 @@ def params(spec: Experiment, facts: Facts) -> dict[str, str]:
         "lr": "/".join(f"{stage.schedule.at(1, stage.epochs):g}" for stage in stages),
         "weight_decay": spec.optimizer.weight_decay,
         # A method's own settings by their names; its stages are summed up above.
-        **{key: value for key, value in spec.method if key != "name" and not isinstance(value, Stage)},
+        **{key: value for key, value in spec.method.deciding().items() if key not in ("name", *spec.stages())},
         "seed": facts.seed,
         "precision": facts.precision,
     }
