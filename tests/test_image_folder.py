@@ -378,7 +378,9 @@ def broken(folder: Path) -> None:
     (folder / "test" / "dog" / "x.png").write_bytes(whole[:50])
 
 
-def test_bad_images_are_left_out_and_ids_stay(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_bad_images_are_left_out_and_ids_stay(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken(folder)
     with pytest.raises(BadInput, match=r'cannot be decoded .*"on_bad_image": "skip"'):
         load_folder(folder)
@@ -395,6 +397,7 @@ def test_bad_images_are_left_out_and_ids_stay(folder: Path, capfd: pytest.Captur
         assert loaded.test.images_NCHW[0, 0, 0, 0] == 97
         paths = ["train/dog/10.png", "train/dog/a.png", "train/owl/z.jpg", "test/dog/x.png"]
         assert [path for path, _ in loaded.left_out] == paths and all(why for _, why in loaded.left_out)
+        monkeypatch.setattr(decoding_module, "_decode", lambda *_: pytest.fail("decoded again"))
     start = f"note: {folder}: left out 4 of 8 images, which cannot be decoded (train/dog/10.png: the file is empty)"
     assert told(capfd) == [f"{start}: left_out.csv among a run's artifacts lists them"]
 
