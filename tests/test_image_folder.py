@@ -274,13 +274,13 @@ def test_nested_folders_are_read(folder: Path, capfd: pytest.CaptureFixture[str]
 
 
 def test_many_links_to_one_folder_are_not_followed(folder: Path) -> None:
-    """Each level would double the files: 2^40 of them."""
+    """Each level would double the work."""
     top = folder / "train" / "dog"
-    for level in range(40):
+    for level in range(10):
         (top / f"{level}").mkdir()
         for link in "ab":
             (top / f"{level}" / link).symlink_to(top / f"{level + 1}")
-    (top / "40").mkdir()
+    (top / "10").mkdir()
     with pytest.raises(BadInput, match="is a link to a folder that its class holds already"):
         load_folder(folder)
 
