@@ -731,9 +731,9 @@ def test_after_an_error_the_rest_is_not_decoded(folder: Path, monkeypatch: pytes
         return decode(*given)
 
     monkeypatch.setattr(decoding_module, "_decode", slow)
-    with pytest.raises(BadInput, match="a.PNG cannot be decoded"):
+    with pytest.raises(BadInput, match="a.PNG cannot be decoded") as caught:  # whose frames live on
         load_folder(folder)
     count = len(seen)
     assert count < 45 * decoding_module.AT_ONCE
     time.sleep(0.05)
-    assert len(seen) == count, "threads are still at it"
+    assert len(seen) == count and caught.value, "threads are still at it"
