@@ -18,8 +18,8 @@ from conftest import tiny
 from fuzzing import assert_one_sentence
 
 from nlt.cli import main
+from nlt.reading import check
 from nlt.settings import BadInput
-from nlt.spec import check
 from nlt.tracking import experiment_id, open_store, store
 
 OLDER = "b7e2c1a4d9f3"  # MLflow 3.16.1's
