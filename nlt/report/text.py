@@ -5,156 +5,52 @@ import io
 import json
 from typing import Any
 
-from rich.table import Table
+import rich.table
 
-from nlt.report.collect import ACCURACY, PRECISION, Cell, Comparison, Metric
-from nlt.report.statistics import LEVEL, Difference, Summary
-
-SHOWN_FIRST = (ACCURACY, PRECISION)  # what the paper's Table 1 has; the second table has the rest
-RESULTS = (
-    "%, last epoch: mean ± sample standard deviation over seeds (number of seeds). The seeds vary the training; the "
-    "wrong labels are the same for all of them."
-)
+from nlt.report.collect import Cell, Comparison, Metric
+from nlt.report.statistics import LEVEL, Difference
+from nlt.report.table import Column, Entry, Table, details, results
 
 
-def differences_caption(comparison: Comparison) -> str:
-    """Say what the differences are taken to, and what their interval is."""
-    labels = sorted({cell.label for cell in comparison.baselines.values()})
-    if not labels or not any(comparison.difference(cell) for cell in comparison.cells):
-        return ""
-    return (
-        f"Difference: last-epoch test accuracy less that of {' / '.join(labels)}, percentage points: mean over the "
-        f"seeds that both have (their number, if not all) ± half the {100 * LEVEL:g} % interval of Student's t over "
-        "these pairs, where there are two or more."
-    )
-
-
-def published_caption(comparison: Comparison) -> str:
-    """Say whose numbers the published ones are."""
-    sources = comparison.sources()
-    return f"In brackets what is published (number of runs, where it is said): {'; '.join(sources)}." if sources else ""
-
-
-def show(found: Summary | None, metric: Metric) -> str:
-    """Return "64.3 ± 0.7 (3)", in per cent or seconds, or "" where there is nothing."""
-    if found is None:
-        return ""
-    return f"{show_mean(found, metric)} ({found.n})"
-
-
-def show_mean(found: Summary, metric: Metric) -> str:
-    """Return "64.3 ± 0.7", without the number of seeds."""
-    scale, digits = (1, 0) if metric.seconds else (100, 1)
-    spread = "" if found.sd is None else f" ± {scale * found.sd:.{digits}f}"
-    return f"{scale * found.mean:.{digits}f}{spread}"
-
-
-def show_difference(found: Difference | None, seeds: int) -> str:
-    """Return "+2.1 ± 1.3", in percentage points, or "" where there is nothing to compare with.
-
-    The number of pairs is added where it is not that of the cell's `seeds`.
-    """
-    if found is None:
-        return ""
-    half = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    pairs = "" if found.n == seeds else f" ({found.n})"
-    return f"{100 * found.mean:+.1f}{half}{pairs}".replace("-", "\N{MINUS SIGN}")
-
-
-def with_published(cell: Cell, metric: Metric) -> str:
-    """Return a cell's number, and in brackets the published one."""
-    theirs = show_published(cell, metric)
-    return " ".join(filter(None, (show(cell.summary(metric), metric), f"[{theirs}]" if theirs else "")))
-
-
-def show_published(cell: Cell | None, metric: Metric) -> str:
-    """Return the published number of a cell and of how many runs it is the mean, "79.6 (1)"; "" where there is none."""
-    published = cell.published if cell else None
-    number = published.of(metric) if published else None
-    if published is None or number is None:
-        return ""
-    return f"{100 * number:.1f}" + ("" if published.n is None else f" ({published.n})")
-
-
-def heading(metric: Metric) -> str:
-    """Return a column's name with its unit."""
-    return f"{metric.heading}, {'s' if metric.seconds else '%'}"
-
-
-def first_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of method x noise: last-epoch test accuracy, and noise precision where it is known."""
-    columns = [
-        (noise, metric)
-        for noise in comparison.noises
-        for metric in SHOWN_FIRST
-        if metric is ACCURACY or any(cell.values(metric) for cell in comparison.at(noise))
-    ]
-    names = {ACCURACY.key: "test accuracy", PRECISION.key: "noise precision"}
-    head = ["method", *(f"{noise}: {names[metric.key]}" for noise, metric in columns)]
-    rows = []
-    for label in comparison.methods:
-        cells = [(comparison.cell(label, noise), metric) for noise, metric in columns]
-        rows.append([label, *("" if cell is None else with_published(cell, metric) for cell, metric in cells)])
-    return head, rows
-
-
-def second_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of all other columns, a row per noise and method."""
-    metrics = [metric for metric in comparison.metrics() if metric not in SHOWN_FIRST]
-    differs = any(comparison.difference(cell) for cell in comparison.cells)
-    head = ["noise", "method", "seeds", *(["difference"] if differs else []), *map(heading, metrics)]
-    rows = []
-    for noise in comparison.noises:
-        for cell in comparison.at(noise):
-            found = [(cell.summary(metric), metric) for metric in metrics]
-            rows.append(
-                [
-                    noise,
-                    cell.label,
-                    str(len(cell.runs)),
-                    *([show_difference(comparison.difference(cell), len(cell.runs))] if differs else []),
-                    *(show_mean(s, metric) if s else "" for s, metric in found),
-                ]
-            )
-    return head, rows
-
-
-def tables(comparison: Comparison) -> list[Table]:
+def tables(comparison: Comparison) -> list[rich.table.Table]:
     """Lay a comparison out for the terminal."""
-    head, rows = first_table(comparison)
-    first = _table([name.replace(": ", "\n") for name in head], rows, 1)
-    first.title = comparison.experiment
-    first.caption = " ".join(filter(None, (RESULTS, published_caption(comparison))))
-    second = _table(*second_table(comparison), 2)
-    second.caption = differences_caption(comparison)
-    return [first, second]
-
-
-def _table(head: list[str], rows: list[list[str]], texts: int) -> Table:
-    """Return a table whose first columns hold text, the others numbers."""
-    result = Table(title_justify="left", caption_justify="left")
-    for i, name in enumerate(head):
-        result.add_column(name, justify="left" if i < texts else "right")
-    for row in rows:
-        result.add_row(*row)
-    return result
+    return [_terminal(results(comparison)), _terminal(details(comparison))]
 
 
 def markdown(comparisons: list[Comparison]) -> str:
     """Lay comparisons out as Markdown."""
     parts = []
     for comparison in comparisons:
-        parts += [f"### {comparison.experiment}", _pipes(*first_table(comparison), 1)]
-        parts += [" ".join(filter(None, (RESULTS, published_caption(comparison))))]
-        parts += [_pipes(*second_table(comparison), 2), differences_caption(comparison)]
+        parts.append(f"### {comparison.experiment}")
+        for table in (results(comparison), details(comparison)):
+            parts += [_pipes(table), table.caption]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _pipes(head: list[str], rows: list[list[str]], texts: int) -> str:
-    rule = ["---" if i < texts else "---:" for i in range(len(head))]
+def _terminal(table: Table) -> rich.table.Table:
+    laid_out = rich.table.Table(title_justify="left", caption_justify="left")
+    laid_out.title, laid_out.caption = table.title or None, table.caption or None
+    for column in table.columns:
+        laid_out.add_column(_head(column, "\n"), justify="left" if column.text else "right")
+    for row in table.rows:
+        laid_out.add_row(*map(_words, row))
+    return laid_out
+
+
+def _pipes(table: Table) -> str:
+    head = [_head(column, ": ") for column in table.columns]
+    rule = ["---" if column.text else "---:" for column in table.columns]
     # A bar would end the cell, in a run's name it can stand.
-    lines = [[text.replace("|", "\\|") for text in row] for row in (head, rule, *rows)]
+    lines = [[text.replace("|", "\\|") for text in row] for row in (head, rule, *(map(_words, r) for r in table.rows))]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def _head(column: Column, joint: str) -> str:
+    return joint.join(filter(None, (column.group, column.name)))
+
+
+def _words(entry: Entry) -> str:
+    return " ".join(filter(None, (entry.text, f"[{entry.aside}]" if entry.aside else "")))
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:

@@ -1,0 +1,176 @@
+"""Tables of a comparison, built once and rendered three times: terminal, Markdown (`text.py`) and page (`html.py`)."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from nlt.report.collect import ACCURACY, PRECISION, Cell, Comparison, Metric, noise_title
+from nlt.report.statistics import LEVEL, Difference, Summary
+
+SHOWN_FIRST = (ACCURACY, PRECISION)  # what the paper's Table 1 has; the second table has the rest
+RESULTS = (
+    "%, last epoch: mean ± sample standard deviation over seeds (number of seeds). The seeds vary the training; the "
+    "wrong labels are the same for all of them."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's head."""
+
+    name: str
+    group: str = ""
+    """What it has in common with the columns beside it: a noise."""
+    text: bool = False
+    """Whether it holds text, set to the left; numbers are set to the right."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands in a row under a column."""
+
+    text: str
+    aside: str = ""
+    """The published number, shown in brackets."""
+    best: bool = False
+    """Whether it is the highest mean of its noise, where there are several."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Head, rows and caption."""
+
+    columns: list[Column]
+    rows: list[list[Entry]]
+    caption: str = ""
+    title: str = ""
+    kind: Literal["results", "runs"] = "results"
+    """What is in the rows: the page sets runs smaller."""
+
+
+def results(comparison: Comparison) -> Table:
+    """Return method x noise: last-epoch test accuracy, and noise precision where it is known, beside the published."""
+    columns = [
+        (noise, metric)
+        for noise in comparison.noises
+        for metric in SHOWN_FIRST
+        if metric is ACCURACY or any(cell.values(metric) for cell in comparison.at(noise))
+    ]
+    names = {ACCURACY.key: "test accuracy", PRECISION.key: "noise precision"}
+    best = {noise: _best(comparison, noise) for noise in comparison.noises}
+    rows = []
+    for label in comparison.methods:
+        row = [Entry(label)]
+        for noise, metric in columns:
+            cell = comparison.cell(label, noise)
+            number = "" if cell is None else show(cell.summary(metric), metric)
+            is_best = metric is ACCURACY and cell is not None and cell is best[noise]
+            row.append(Entry(number, show_published(cell, metric), is_best))
+        rows.append(row)
+    heads = [Column("method", text=True), *(Column(names[metric.key], noise) for noise, metric in columns)]
+    sources = comparison.sources()
+    published = f"In brackets what is published (number of runs, where it is said): {'; '.join(sources)}."
+    caption = " ".join([RESULTS, *([published] if sources else [])])
+    return Table(heads, rows, caption, comparison.experiment)
+
+
+def details(comparison: Comparison) -> Table:
+    """Return all other metrics, a row per noise and method, and the difference to the baseline."""
+    metrics = [metric for metric in comparison.metrics() if metric not in SHOWN_FIRST]
+    differs = any(comparison.difference(cell) for cell in comparison.cells)
+    numbers = ["seeds", *(["difference"] if differs else []), *map(heading, metrics)]
+    rows = []
+    for noise in comparison.noises:
+        for cell in comparison.at(noise):
+            difference = show_difference(comparison.difference(cell), len(cell.runs))
+            if cell is comparison.baselines.get(noise):
+                difference = "baseline"
+            found = [(cell.summary(metric), metric) for metric in metrics]
+            texts = [noise, cell.label, str(len(cell.runs)), *([difference] if differs else [])]
+            rows.append([Entry(text) for text in (*texts, *(show_mean(s, metric) if s else "" for s, metric in found))])
+    columns = [Column("noise", text=True), Column("method", text=True), *map(Column, numbers)]
+    what = "All else that was measured, mean ± sample standard deviation; time is that of training alone."
+    return Table(columns, rows, " ".join(filter(None, (what, _differences_caption(comparison)))))
+
+
+def run_list(comparison: Comparison) -> Table:
+    """Return the runs one by one."""
+    rows = []
+    for noise in comparison.noises:
+        for cell in comparison.at(noise):
+            for seed, run in cell.runs.items():
+                accuracy = run.data.metrics.get(ACCURACY.key)
+                number = "" if accuracy is None else f"{100 * accuracy:.2f}"
+                begun = show_time(run.info.start_time)
+                texts = (str(run.info.run_name), cell.label, noise_title(noise), str(seed), number, begun)
+                rows.append([Entry(text) for text in (*texts, str(run.info.run_id))])
+    words = [Column(name, text=True) for name in ("run", "method", "noise")]
+    numbers = [Column(name) for name in ("seed", "test accuracy", "begun (UTC)")]
+    caption = "The runs, with their test accuracy of the last epoch, %."
+    return Table([*words, *numbers, Column("MLflow run id", text=True)], rows, caption, kind="runs")
+
+
+def _best(comparison: Comparison, noise: str) -> Cell | None:
+    found = {cell.label: cell.summary(ACCURACY) for cell in comparison.at(noise)}
+    means = {label: summary.mean for label, summary in found.items() if summary}
+    return comparison.cell(max(means, key=lambda label: means[label]), noise) if len(means) > 1 else None
+
+
+def _differences_caption(comparison: Comparison) -> str:
+    """Say what the differences are taken to, and what their interval is."""
+    labels = sorted({cell.label for cell in comparison.baselines.values()})
+    if not labels or not any(comparison.difference(cell) for cell in comparison.cells):
+        return ""
+    return (
+        f"Difference: last-epoch test accuracy less that of {' / '.join(labels)}, percentage points: mean over the "
+        f"seeds that both have (their number, if not all) ± half the {100 * LEVEL:g} % interval of Student's t over "
+        "these pairs, where there are two or more."
+    )
+
+
+# ---- numbers as texts
+
+
+def show(found: Summary | None, metric: Metric) -> str:
+    """Return "64.3 ± 0.7 (3)", in per cent or seconds, or "" where there is nothing."""
+    if found is None:
+        return ""
+    return f"{show_mean(found, metric)} ({found.n})"
+
+
+def show_mean(found: Summary, metric: Metric) -> str:
+    """Return "64.3 ± 0.7", without the number of seeds."""
+    scale, digits = (1, 0) if metric.seconds else (100, 1)
+    spread = "" if found.sd is None else f" ± {scale * found.sd:.{digits}f}"
+    return f"{scale * found.mean:.{digits}f}{spread}"
+
+
+def show_difference(found: Difference | None, seeds: int) -> str:
+    """Return "+2.1 ± 1.3", in percentage points, or "" where there is nothing to compare with.
+
+    The number of pairs is added where it is not that of the cell's `seeds`.
+    """
+    if found is None:
+        return ""
+    half = "" if found.half is None else f" ± {100 * found.half:.1f}"
+    pairs = "" if found.n == seeds else f" ({found.n})"
+    return f"{100 * found.mean:+.1f}{half}{pairs}".replace("-", "\N{MINUS SIGN}")
+
+
+def show_published(cell: Cell | None, metric: Metric) -> str:
+    """Return the published number of a cell and of how many runs it is the mean, "79.6 (1)"; "" where there is none."""
+    published = cell.published if cell else None
+    number = published.of(metric) if published else None
+    if published is None or number is None:
+        return ""
+    return f"{100 * number:.1f}" + ("" if published.n is None else f" ({published.n})")
+
+
+def show_time(milliseconds: int) -> str:
+    """Return a time as MLflow has it as "2026-11-26 03:40", UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def heading(metric: Metric) -> str:
+    """Return a column's name with its unit."""
+    return f"{metric.heading}, {'s' if metric.seconds else '%'}"
