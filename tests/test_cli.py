@@ -230,6 +230,7 @@ def test_doctor_says_what_is_usable(tmp_path, store_uri):
     assert result.exit_code == 0
     for word in ("torch ", "device ", "precision auto ", "digits", "cifar10", "store ", "writable"):
         assert word in result.output
+    assert nlt_("doctor", "--device", "cpu", "--data-root", "a" * 300, "--tracking-uri", store_uri).exit_code == 0
     broken = nlt_("doctor", "--device", "cpu", "--tracking-uri", "sqlite:////dev/null/x.db")
     assert broken.exit_code == 2
     assert "cannot be written" in broken.output

@@ -96,6 +96,11 @@ def test_cache_that_cannot_be_written_is_a_warning(folder: Path, capfd: pytest.C
     assert len(warned) == 1 and str(folder.parent / "root" / "cache") in warned[0]
 
 
+def test_cache_under_a_name_that_no_file_can_have_is_a_warning(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert len(ImageFolder(path=str(folder)).load(Path("a" * 300)).train) == 4
+    assert capfd.readouterr().err.count("warning: cannot keep decoded images") == 1
+
+
 def test_image_size_takes_the_centre_and_smooths(folder: Path) -> None:
     stripes = np.zeros((16, 48, 3), np.uint8)
     stripes[:, 16:32:2] = 255  # the centre square: black and white columns by turns

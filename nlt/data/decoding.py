@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from glob import glob
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -72,7 +73,7 @@ def decode_images(top: Path, paths: Sequence[str], pixels: Pixels, root: Path) -
     prefix = f"images-{CACHE_VERSION}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     caches = root / "cache"
     sums = None
-    if next(caches.glob(f"{prefix}-*.npz"), None):
+    if glob(f"{prefix}-*.npz", root_dir=caches):  # Path.glob raises where the root's name is too long
         sums = list(_in_order(lambda row: _sum(_read(top / paths[row])), len(paths), "reading images"))
         if found := _read_cache(caches / f"{prefix}-{_name(sums)}.npz", len(paths)):
             return found
