@@ -291,7 +291,8 @@ def _track(
                 with writer:
                     spec.method.train(run)
                 if run.step != prepared.steps:  # a checkpoint of a stage that the method no longer has
-                    raise RuntimeError(f"the method ran {run.step} of {prepared.steps} epochs")
+                    never = "" if run.pending is None else f": it has no stage {run.pending['stage']!r} to go on with"
+                    raise RuntimeError(f"the method ran {run.step} of {prepared.steps} epochs{never}")
                 final = tracker.finish(run, folder.facts["log_model"])
             except KeyboardInterrupt:
                 tracker.stop("KILLED", "interrupted", over=False)

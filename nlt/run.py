@@ -4,6 +4,7 @@ N training samples, K classes. A method sees nothing else: the clean labels, the
 behind `Run.epochs`, which is the only place that evaluates and logs.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -109,8 +110,8 @@ class Run:
         self.nets: tuple[Learner, ...] = ()
         """The learners whose mean prediction is judged, of the stage in progress or the last one."""
         self._train = Split(train, device)
-        self.labels_N = self._train.labels_N
-        """The given labels, int64, on the training device."""
+        self.labels_N = self._train.labels_N.clone()
+        """The given labels, int64, on the training device; a method's own copy."""
         self.augmentation = augmentation
         """What is done to training images at random, if anything."""
         self._held_out = {name: Split(s, device) for name, s in (("val", val), ("test", test)) if s is not None}
@@ -139,7 +140,7 @@ class Run:
         return self.learners[name]
 
     def buffer(self, name: str, tensor: Tensor) -> Tensor:
-        """Return `tensor` on the training device, registered under `name`: write into it, do not replace it.
+        """Return a copy of `tensor` on the training device, registered under `name`: write into it, in place.
 
         Raises:
             RuntimeError: the name is taken, a stage is in progress, or the tensor needs a gradient.
@@ -150,7 +151,7 @@ class Run:
                 f"the buffer {name!r} needs a gradient, and restoring it would be an operation of its graph: register "
                 "tensor.detach() and take steps in place"
             )
-        self.buffers[name] = tensor.to(self.device)
+        self.buffers[name] = tensor.to(self.device, copy=True)  # else `run.labels_N` as a buffer would be written to
         return self.buffers[name]
 
     def _check_name(self, name: str) -> None:
@@ -226,6 +227,21 @@ class Run:
         }
 
     def _load(self, state: State) -> None:
+        saved, registered = (
+            state["learners"].keys() | state["buffers"].keys(),
+            self.learners.keys() | self.buffers.keys(),
+        )
+        if saved != registered:
+            raise RuntimeError(
+                f"the checkpoint holds {sorted(saved)} and the method registers {sorted(registered)} before the stage "
+                f"{state['stage']!r}: it was written by another version of the method"
+            )
+        for name, tensor in state["buffers"].items():
+            if tensor.shape != self.buffers[name].shape:
+                raise RuntimeError(
+                    f"the buffer {name!r} has the shape {tuple(tensor.shape)} in the checkpoint and "
+                    f"{tuple(self.buffers[name].shape)} in the method: it was written by another version of the method"
+                )
         self.step = state["step"]
         for name, learner_state in state["learners"].items():
             self.learners[name].load(learner_state)
@@ -250,7 +266,7 @@ class Run:
             "optim/lr": self.nets[0].lr,
             "time/epoch_seconds": seconds,
             "time/images_per_second": int(visited_N.sum()) / seconds,
-            **{f"method/{name}": float(value) for name, value in epoch.metrics.items()},
+            **{f"method/{name}": self._number(name, value) for name, value in epoch.metrics.items()},
         }
         reported = {name: tensor.cpu() for name, tensor in epoch.reported.items()}
         scores_N = reported.get("scores_N")
@@ -262,11 +278,20 @@ class Run:
         self.step += 1
         self._on_epoch(record)
 
+    def _number(self, name: str, value: float | Tensor) -> float:
+        if isinstance(value, str) or (isinstance(value, Tensor) and value.numel() != 1):
+            raise RuntimeError(f"epoch.report: {name} must be one number, found {value!r:.80}")
+        if not math.isfinite(number := float(value)):
+            raise RuntimeError(f"epoch.report: {name} is {number}, which no tracking server takes: leave it out then")
+        return number
+
     def _quality(self, record: EpochRecord) -> dict[str, float]:
         """Compare what an epoch reported with the truth, where that is known."""
         quality: dict[str, float] = {}
         wrong_N = self._train.wrong_N
         if record.labels_N is not None:
+            if not 0 <= int(record.labels_N.min()) <= int(record.labels_N.max()) < self.K:
+                raise RuntimeError(f"epoch.report: labels_N must lie in [0, {self.K})")
             quality["labels/changed"] = float((record.labels_N != self.labels_N.cpu()).double().mean())
             if self._train.clean_N is not None:
                 quality["labels/wrong"] = float((record.labels_N != self._train.clean_N).double().mean())

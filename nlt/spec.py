@@ -114,6 +114,8 @@ class Experiment(Settings):
         alone: frozenset[str] = getattr(self.method, "read_by_last_stage_alone", frozenset())
         if not alone:
             return {}
+        if unknown := alone - type(self.method).model_fields.keys():
+            raise RuntimeError(f"{self.method.name}.read_by_last_stage_alone names {sorted(unknown)}, no fields of it")
         data = self.deciding(DESCRIPTIVE) | {"seed": seed, "compile": self.compile}
         data["method"] = {key: value for key, value in data["method"].items() if key not in alone}
         *earlier, _ = self.stages().values()

@@ -188,11 +188,18 @@ class Epoch:
                 view, with the experiment's augmentation.
         """
         device = self._labels_N.device
+        if keep_N is not None:
+            self._check("keep_N", keep_N, torch.bool)
         rows_M = torch.randperm(len(self._labels_N), generator=self._generator).to(device)
         if keep_N is not None:
             rows_M = rows_M[keep_N[rows_M]]
         _, H, W, _ = self._images_NHWC.shape
         wanted = (self._augmentation,) if views is None else views
+        if not wanted:
+            raise RuntimeError("views is empty: a batch has at least one view, None for the images as they are")
+        for augmentation in wanted:
+            if augmentation is not None:
+                augmentation.check(H, W)
         # All is drawn here, not batch by batch: what a method draws meanwhile does not come in between.
         draws = [None if a is None else a.draw(len(rows_M), H, W, self._generator).to(device) for a in wanted]
         return self._hand_out(rows_M, wanted, draws)
@@ -226,6 +233,12 @@ class Epoch:
             logits_BK: the network's, or the sum of several networks'.
             losses_B: one loss per sample. One that is not finite fails the run when the epoch ends.
         """
+        B = len(batch.rows_B)
+        if losses_B.shape != (B,) or len(logits_BK) != B:
+            raise RuntimeError(
+                f"epoch.saw: a batch of {B} samples has a loss and a row of logits for each, found losses of shape "
+                f"{tuple(losses_B.shape)} and logits of shape {tuple(logits_BK.shape)}"
+            )
         self.losses_N[batch.rows_B] = losses_B.detach().float()
         self.seen_N[batch.rows_B] = True
         self._hits += (logits_BK.argmax(1) == batch.labels_B).sum()
@@ -248,10 +261,24 @@ class Epoch:
             labels_N: int64, the labels that the method now believes, where it has changed some.
             metrics: the method's own, a number each; logged as `method/NAME`.
         """
-        given = {"scores_N": scores_N, "keep_N": keep_N, "labels_N": labels_N}
+        given = (("scores_N", scores_N, None), ("keep_N", keep_N, torch.bool), ("labels_N", labels_N, torch.int64))
         # Copies, since a method goes on writing into its own tensors.
-        self.reported |= {name: value.detach().clone() for name, value in given.items() if value is not None}
-        self.metrics |= metrics
+        for name, value, dtype in given:
+            if value is not None:
+                self._check(name, value, dtype)
+                self.reported[name] = value.detach().clone()
+        self.metrics |= {name: value.clone() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+
+    def _check(self, name: str, value: Tensor, dtype: torch.dtype | None) -> None:
+        """Raise RuntimeError if what a method hands over is not one value per sample; without a dtype: floats."""
+        N = len(self._labels_N)
+        fits = isinstance(value, Tensor) and value.shape == (N,)
+        if not fits or (value.dtype != dtype if dtype else not value.is_floating_point()):
+            found = (
+                f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
+            wanted = str(dtype or "floats").removeprefix("torch.")
+            raise RuntimeError(f"{name} must be a tensor of {wanted}, one for each of {N} samples, found {found}")
 
     def accuracy(self) -> float:
         """Return the share of the samples seen whose most probable class was their given label, in [0, 1].

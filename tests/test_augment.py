@@ -85,6 +85,14 @@ def test_views_are_drawn_each_for_itself_of_the_same_samples():
         assert torch.equal(view, to_float(crop.take(IMAGES_NHWC, rows_M, draws)))
 
 
+def test_views_that_the_images_cannot_give_are_refused():
+    epoch = Epoch(IMAGES_NHWC, torch.tensor([0, 1]), 2, torch.Generator())
+    with pytest.raises(BadInput, match="have no 4 to reflect"):
+        epoch.batches(views=(None, CropFlipCutout()))
+    with pytest.raises(RuntimeError, match="views is empty"):
+        epoch.batches(views=())
+
+
 def test_images_without_enough_to_reflect_are_refused():
     CropFlipCutout(pad=3).check(4, 9)
     with pytest.raises(BadInput, match=r"augmentation.pad: images of 4 x 9 pixels have no 4 to reflect: lower it"):

@@ -160,6 +160,61 @@ def test_what_cannot_be_restored_is_refused_at_once():
     run.buffer("between", torch.zeros(40))  # no stage is in progress
 
 
+def test_given_labels_cannot_be_overwritten_by_what_a_method_makes_of_them():
+    """`labels_N = run.buffer("labels_N", run.labels_N)`, then written in place, is how one corrects labels."""
+    train = samples(wrong=10)
+    before_N = train.labels_N.clone()
+    run, told = make_run(train)
+    labels_N = run.buffer("labels_N", run.labels_N)
+    net = run.learner("net")
+    for epoch in run.epochs("training", stage(2), net):
+        labels_N[:] = 0
+        run.labels_N[:] = 1
+        train_epoch(net, epoch, CE())
+        epoch.report(labels_N=labels_N)
+    assert torch.equal(train.labels_N, before_N) and torch.equal(run._train.labels_N, before_N)
+    assert told[1].metrics["labels/wrong"] == float((train.clean_N != 0).double().mean())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"keep_N": torch.ones(40, dtype=torch.int64)}, "keep_N must be a tensor of bool, one for each of 40 samples, found torch.int64"),
+        ({"keep_N": torch.ones(7, dtype=torch.bool)}, r"keep_N must be .* found torch.bool of shape \(7,\)"),
+        ({"labels_N": torch.zeros(40)}, "labels_N must be a tensor of int64"),
+        ({"labels_N": torch.full((40,), 4)}, r"labels_N must lie in \[0, 4\)"),
+        ({"scores_N": torch.zeros(40, dtype=torch.int64)}, "scores_N must be a tensor of floats"),
+        ({"scores_N": [0.0] * 40}, "scores_N must be a tensor of floats, one for each of 40 samples, found list"),
+        ({"rate": float("nan")}, "rate is nan"),
+        ({"rate": torch.zeros(3)}, "rate must be one number"),
+        ({"rate": "0.3"}, "rate must be one number"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_not_reported(given, message):
+    run, told = make_run()
+    with pytest.raises(RuntimeError, match=message):
+        one_epoch(run, **given)
+    assert told == []
+
+
+def test_a_checkpoint_of_another_version_of_a_method_is_refused_by_name():
+    def trained(buffers, **more):
+        states = []
+        run, _ = make_run(after_epoch=lambda step, state: states.append(state()), **more)
+        net = run.learner("net")
+        for name, N in buffers.items():
+            run.buffer(name, torch.zeros(N))
+        for epoch in run.epochs("training", stage(), net):
+            train_epoch(net, epoch, CE())
+        return states
+
+    (state,) = trained({"a": 4})
+    with pytest.raises(RuntimeError, match=r"holds \['a', 'net'\] and the method registers \['b', 'net'\]"):
+        trained({"b": 4}, resume=state)
+    with pytest.raises(RuntimeError, match=r"'a' has the shape \(4,\) in the checkpoint and \(1,\) in the method"):
+        trained({"a": 1}, resume=state)
+
+
 def test_all_that_a_method_reports_is_measured_and_kept():
     """Scores without a mask, changed labels, and numbers of its own; 10 of 40 given labels are wrong."""
     train = samples(wrong=10)

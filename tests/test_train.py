@@ -145,6 +145,19 @@ def test_an_epoch_without_samples_is_an_error(keep_N):
         epoch.accuracy()
 
 
+def test_a_mask_of_numbers_is_refused():
+    """As an index 0 and 1 would pick two samples."""
+    with pytest.raises(RuntimeError, match="keep_N must be a tensor of bool"):
+        epoch_of().batches(torch.ones(40, dtype=torch.int64))
+
+
+def test_one_loss_for_a_whole_batch_is_refused():
+    epoch = epoch_of()
+    batch = next(epoch.batches())
+    with pytest.raises(RuntimeError, match="a batch of 16 samples has a loss and a row of logits for each"):
+        epoch.saw(batch, torch.zeros(16, 4), torch.tensor(1.0))
+
+
 def test_what_is_drawn_between_batches_does_not_change_them():
     """A method may draw from the run's generator while it goes through an epoch."""
     generator = torch.Generator().manual_seed(3)
@@ -161,10 +174,13 @@ def test_what_is_reported_stays_as_it_was():
     epoch, scores_N = epoch_of(), torch.zeros(40)
     epoch.report(scores_N=scores_N)
     epoch.report(labels_N=torch.ones(40, dtype=torch.int64), lam=0.5)
+    lam = torch.tensor(0.5)
+    epoch.report(mu=lam)
+    lam += 1
     scores_N += 1
     assert epoch.reported["scores_N"].sum() == 0
     assert sorted(epoch.reported) == ["labels_N", "scores_N"]
-    assert epoch.metrics == {"lam": 0.5}
+    assert epoch.metrics == {"lam": 0.5, "mu": 0.5}
 
 
 def test_an_average_follows_by_hand():

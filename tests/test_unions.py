@@ -35,7 +35,8 @@ every_member = pytest.mark.parametrize(("what", "kind"), EVERY, ids=[f"{w}-{name
 
 @every_member
 def test_it_is_documented(what: str, kind: Any) -> None:
-    assert f"`{name_of(kind)}`" in (REPO / "docs" / "experiment-files.md").read_text()
+    page = (REPO / "docs" / "experiment-files.md").read_text()
+    assert f"`{name_of(kind)}`" in page, f"name `{name_of(kind)}` in docs/experiment-files.md"
 
 
 @every_member
@@ -43,6 +44,18 @@ def test_it_says_what_it_is_and_so_does_each_of_its_fields(what: str, kind: Any)
     assert kind.__doc__ and len(kind.__doc__) > 20
     bare = [name for name, field in kind.model_fields.items() if name != "name" and not field.description]
     assert bare == []
+
+
+RESERVED = {
+    "data", "train_images", "noise", "noise_rate", "model", "width", "method", "loss", "epochs", "batch_size", "lr",
+    "weight_decay", "seed", "precision",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", members(Method), ids=name_of)
+def test_no_field_of_a_method_is_called_like_another_param_of_a_run(kind: Any) -> None:
+    """They stand side by side in MLflow."""
+    assert set(kind.model_fields) & RESERVED == set()
 
 
 @every_member
