@@ -69,6 +69,7 @@ def test_a_repeated_launch_goes_on_with_the_unfinished_run_of_the_same_spec_and_
     assert differences(peaceful("o2u"), contents(killed)) == []
 
 
+@pytest.mark.slow
 def test_rerun_begins_another_run_and_so_does_another_seed(killer, killed):
     run_id = run_json(killed).parent.name
     for more in (("--rerun",), ("--seed", "1")):

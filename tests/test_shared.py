@@ -199,6 +199,7 @@ def test_a_folder_that_cannot_be_written_stops_no_run(store):
     assert len(run(O2U, store, leave=True).epochs) == 7
 
 
+@pytest.mark.slow
 def test_a_launch_trains_common_stages_once_and_tidies_up(place):
     apl = tiny()["method"]
     apl["training"] |= {"loss": ROBUST}
