@@ -4,12 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nlt.launcher import launch
+    from nlt.launcher import Listener, Options, launch
     from nlt.reading import load
     from nlt.settings import BadInput
 
-__all__ = ["BadInput", "launch", "load"]
-_HOME = {"BadInput": "nlt.settings", "launch": "nlt.launcher", "load": "nlt.reading"}
+__all__ = ["BadInput", "Listener", "Options", "launch", "load"]
+_HOME = {
+    "BadInput": "nlt.settings",
+    "Listener": "nlt.launcher",
+    "Options": "nlt.launcher",
+    "launch": "nlt.launcher",
+    "load": "nlt.reading",
+}
 
 
 def __getattr__(name: str) -> Any:

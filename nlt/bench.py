@@ -32,8 +32,8 @@ from nlt.losses import APL, CE, NCE, RCE
 from nlt.models import CNN9
 from nlt.optim import SGD, Cyclical
 from nlt.reading import check
-from nlt.run import Run
-from nlt.tracking import Facts, Tracker, open_store, start_run
+from nlt.run import Prepared, Run
+from nlt.tracking import Tracker, open_store, start_run
 from nlt.train import EVALUATION_BATCH, Learner, Stage, evaluate, to_float, train_epoch
 
 K, SIDE, LR = 4, 32, 0.01
@@ -171,17 +171,17 @@ def _rounds(width: float, device: torch.device, size: Size, result: Bench, folde
     )  # fmt: skip
     train, test = _samples(size.images), _samples(max(1, size.images // 5))
     T_KK = torch.eye(K, dtype=torch.float64)
-    precision = result.about["precision"]
-    facts = Facts(0, device, precision, NltDataset("cifar4", tuple("abcd"), train, test, "0" * 16), train, T_KK, T_KK)
+    prepared = Prepared(
+        seed=0, device=device, precision=result.about["precision"], compiled=size.compiled, compiled_why="as asked",
+        dataset=NltDataset("cifar4", tuple("abcd"), train, test, "0" * 16), train=train, val=None, test=test,
+        T_KK=T_KK, empirical_T_KK=T_KK, model=spec.model, optimizer=SGD(), augmentation=None, evaluate="after", steps=0,
+    )  # fmt: skip
+    precision = prepared.precision
     store = open_store(f"sqlite:///{folder / 'mlflow.db'}")
     launched = {"seed": 0, "data_root": "", "log_model": False, "same": {}, "alike": {}}
-    run_folder = start_run(store, spec, facts, "bench", launched)
-    tracker, writer = Tracker(store, run_folder, facts), Writer(run_folder.path)
-    run = Run(
-        train=train, val=None, test=test, K=K, model=spec.model, optimizer=SGD(), seed=0, device=device,
-        precision=precision, compiled=size.compiled, evaluate_before=False, on_epoch=tracker.log_epoch, steps=0,
-        after_epoch=lambda step, state: writer.save(step, state()),
-    )  # fmt: skip
+    run_folder = start_run(store, spec, prepared, "bench", launched)
+    tracker, writer = Tracker(store, run_folder, prepared), Writer(run_folder.path)
+    run = Run(prepared, tracker.log_epoch, lambda step, state: writer.save(step, state()))
     net, scores_N = run.learner("net"), run.buffer("scores_N", torch.zeros(run.N))
     run.learner("start")  # as O2U has it: a checkpoint holds two networks
     bound = Learner(CNN9(width=width).build(3, SIDE, SIDE, K), SGD(), device, precision, size.compiled)

@@ -70,3 +70,11 @@ class Failed:
 Event = Started | Progressed | Noted | Finished | Failed
 Emit = Callable[[int, Event], None]
 """Called with a job's index and what happens to it; the last event of a job is Finished or Failed."""
+
+
+class Incomplete(Exception):
+    """A command has done what it could, and something failed on its own account; "" if it was said already."""
+
+
+class Stopped(Exception):
+    """The user stopped a command before it had done all."""

@@ -18,13 +18,14 @@ import torch
 from nlt import checkpoint
 from nlt.checkpoint import State
 from nlt.data import Dataset
-from nlt.hardware import find_compile, hold_memory
-from nlt.prepare import Prepared, environment, fingerprint, prepare
+from nlt.hardware import hold_memory
+from nlt.prepare import environment, fingerprint, prepare
 from nlt.reading import check
-from nlt.run import EpochRecord, Run
+from nlt.run import EpochRecord, Prepared, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.tracking import (
+    PATIENCE_S,
     Busy,
     RunFolder,
     Store,
@@ -33,6 +34,7 @@ from nlt.tracking import (
     leave_prefix,
     open_store,
     opened,
+    reopen_store,
     start_run,
 )
 from nlt.train import Diverged
@@ -83,77 +85,98 @@ class Unfinished:
     """Epochs of all stages together."""
 
 
-Start = Callable[[str, Prepared, int], None]
-"""Called with the run's id, what it is about to train on, and how many epochs it has behind it."""
+@dataclass(frozen=True)
+class Options:
+    """What `launch` and `resume` can be told of where and how; a whole sweep has one, and it travels to its workers."""
+
+    device: str | None = None
+    """`auto`, `cpu`, `cuda` or `cuda:i`; None: `auto`, or where an unfinished run began."""
+    data_root: str | Path | None = None
+    """Folder of downloaded data sets and caches; None: `data`, or as an unfinished run was launched."""
+    tracking_uri: str | None = None
+    """Of the MLflow store; None: MLFLOW_TRACKING_URI, else SQLite under `mlruns/`."""
+    runs: Path | None = None
+    """`Store.runs` of a store that another process has opened already; None: the store's own."""
+    sweep: str | None = None
+    """What runs that belong together share as their tag `nlt.sweep`; None: the spec's name."""
+    log_model: bool = False
+    """Log an MLflow model with signature besides the weights."""
+    leave: frozenset[str] = frozenset()
+    """Of `Experiment.prefix`, those to be left for other runs, which begin there; until `forget_prefixes`."""
+
+    def open_store(self) -> Store:
+        """Open the store.
+
+        Raises:
+            BadInput: it cannot be used.
+        """
+        if self.runs is not None and self.tracking_uri is not None:
+            return reopen_store(self.tracking_uri, self.runs)
+        return open_store(self.tracking_uri)
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what happens to a run."""
+
+    warn: Callable[[str], None] = lambda sentence: None
+    """A sentence for each thing that may change a run's numbers, or that makes it wait."""
+    on_start: Callable[[str, Prepared, int], None] = lambda run_id, prepared, done: None
+    """The run's id, what it is about to train on, and how many epochs it has behind it."""
+    on_epoch: Callable[[EpochRecord], None] = lambda epoch: None
+    """Each epoch, also one that is repeated because it was not in a checkpoint."""
 
 
 def launch(
     spec: Experiment,
     *,
     seed: int = 0,
-    device: str = "auto",
-    data_root: str | Path = "data",
-    tracking_uri: str | None = None,
-    log_model: bool = False,
-    sweep: str | None = None,
+    options: Options = Options(),
+    listener: Listener = Listener(),
     store: Store | None = None,
     dataset: Dataset | None = None,
-    leave: Collection[str] = (),
-    warn: Callable[[str], None] | None = None,
-    on_start: Start = lambda run_id, prepared, done: None,
-    on_epoch: Callable[[EpochRecord], None] = lambda epoch: None,
+    patient: bool = False,
 ) -> Result:
     """Run one experiment with one seed and track it in MLflow.
 
     Args:
         spec: from `nlt.load`.
         seed: of the initial weights, dropout and the order of the samples, at least 0.
-        device: `auto`, `cpu`, `cuda` or `cuda:i`.
-        data_root: folder of downloaded data sets and caches.
-        tracking_uri: of the MLflow store; by default MLFLOW_TRACKING_URI, else SQLite under `mlruns/`.
-        log_model: log an MLflow model with signature besides the weights.
-        sweep: what runs that belong together share as their tag `nlt.sweep`; by default the spec's name.
-        store: an open one, instead of `tracking_uri`.
+        options: where and how.
+        listener: told what happens.
+        store: an open one, instead of the one that `options` names.
         dataset: what `spec.data` names, loaded already.
-        leave: of `spec.prefixes(seed)`, those to be left for other runs, which begin there; until
-            `nlt.tracking.forget_prefixes`.
-        warn: if given, a server that is away when the run begins is waited for, and this is told.
-        on_start: called with the run's id, what it is about to train on, and how many epochs another run has left it.
-        on_epoch: called after each epoch.
+        patient: whether a server that is away when the run begins is waited for.
 
     Raises:
         BadInput: the spec, the data, the device or the store cannot be used; no run was created.
         RunFailed: a loss was not finite, or memory or disk did not suffice; the run is marked FAILED.
         Interrupted: Ctrl-C or SIGTERM; the run is marked KILLED and `resume` goes on with it.
     """
-    prepared = prepare(spec, seed, device, data_root, dataset)
-    store = store or open_store(tracking_uri)
+    data_root = options.data_root or "data"
+    prepared = prepare(spec, seed, options.device or "auto", data_root, dataset)
+    store = store or options.open_store()
     launched = {
         "seed": seed,
         "data_root": str(Path(os.path.expanduser(data_root)).absolute()),
-        "log_model": log_model,
+        "log_model": options.log_model,
         "same": fingerprint(spec, prepared),
         "alike": environment(prepared),
     }
-    prefix = find_prefix(store.runs, spec.prefixes(seed), launched)
-    folder = start_run(store, spec, prepared.facts, sweep or spec.name, launched, warn, prefix)
-    saved = None if prefix is None else prefix.saved
-    return _track(spec, prepared, store, folder, saved, leave, on_start, on_epoch)
+    prefix = find_prefix(store.runs, spec.prefix(seed), launched)
+    warn = listener.warn if patient else None
+    folder = start_run(store, spec, prepared, options.sweep or spec.name, launched, warn, prefix)
+    return _train(spec, prepared, store, folder, None if prefix is None else prefix.saved, options.leave, listener)
 
 
 def resume(
     unfinished: Unfinished,
     *,
-    device: str | None = None,
-    data_root: str | Path | None = None,
-    tracking_uri: str | None = None,
+    options: Options = Options(),
+    listener: Listener = Listener(),
     store: Store | None = None,
     dataset: Dataset | None = None,
     patience_s: float = 0.0,
-    leave: Collection[str] = (),
-    warn: Callable[[str], None] = lambda sentence: None,
-    on_start: Start = lambda run_id, prepared, done: None,
-    on_epoch: Callable[[EpochRecord], None] = lambda epoch: None,
 ) -> Result:
     """Go on with an interrupted run, in the same MLflow run, at the epoch after its last checkpoint.
 
@@ -162,53 +185,53 @@ def resume(
 
     Args:
         unfinished: from `unfinished_runs`.
-        device: by default the one it was launched on.
-        data_root: by default the one it was launched with.
-        tracking_uri: of the MLflow store it was launched in.
-        store: the same, open already, instead.
+        options: where; the sweep and whether to log a model stay as the run was launched.
+        listener: told what happens, and what may change the numbers: version, commit, device.
+        store: an open one, instead of the one that `options` names.
         dataset: what `spec.data` names, loaded already.
         patience_s: how long to wait for another process to let go of the run.
-        leave: as `launch`.
-        warn: called with a sentence for each thing that may change its numbers: version, commit, device.
-        on_start: called with the run's id, what it goes on training on, and how many epochs are behind it.
-        on_epoch: called after each epoch, also one that is repeated because it was not in a checkpoint.
 
     Raises:
         BadInput: the data are no longer the same, or the folder, the device or the store cannot be used.
         RunFailed: as `launch`.
         Interrupted: as `launch`.
     """
-    store = store or open_store(tracking_uri)
+    store = store or options.open_store()
     try:
         folder = RunFolder(unfinished.path, patience_s=patience_s)
     except Busy:
         raise BadInput(f"run {unfinished.run_id} is in progress in another process.") from None
     try:
-        known = folder.facts
-        if folder.is_over():
-            raise BadInput("it is over; `nlt sync` delivers what is left of it.")
-        wanted = device or known["alike"]["device"]
-        prepared = prepare(unfinished.spec, unfinished.seed, wanted, data_root or known["data_root"], dataset)
-        for what, now in fingerprint(unfinished.spec, prepared).items():
-            if now != known["same"][what]:
-                raise BadInput(
-                    f"its {what} is no longer the one it was launched with ({known['same'][what][:12]}, now "
-                    f"{now[:12]}); restore it, or delete {folder.path} to give the run up."
-                )
-        for what, now in environment(prepared).items():
-            if what == "number of threads":  # restored below
-                continue
-            if now != (then := known["alike"].get(what, now)):
-                warn(f"{what} was {then} and is {now} now, which may change numbers.")
-        saved = checkpoint.latest(folder.path, warn)
+        prepared, saved = _prepare_again(unfinished, folder, options, listener.warn, dataset)
     except BadInput as error:
         folder.close()
         raise BadInput(f"run {unfinished.run_id}: {error}") from None
     except BaseException:
         folder.close()
         raise
-    with _as_many_threads(known["alike"].get("number of threads")):
-        return _track(unfinished.spec, prepared, store, folder, saved, leave, on_start, on_epoch)
+    with _as_many_threads(folder.facts["alike"].get("number of threads")):
+        return _train(unfinished.spec, prepared, store, folder, saved, options.leave, listener)
+
+
+def _prepare_again(
+    unfinished: Unfinished, folder: RunFolder, options: Options, warn: Callable[[str], None], dataset: Dataset | None
+) -> tuple[Prepared, tuple[int, State] | None]:
+    """Return what an interrupted run was launched with, if it is there unchanged, and its last checkpoint."""
+    known = folder.facts
+    if folder.is_over():
+        raise BadInput("it is over; `nlt sync` delivers what is left of it.")
+    device, data_root = options.device or known["alike"]["device"], options.data_root or known["data_root"]
+    prepared = prepare(unfinished.spec, unfinished.seed, device, data_root, dataset)
+    for what, now in fingerprint(unfinished.spec, prepared).items():
+        if now != known["same"][what]:
+            raise BadInput(
+                f"its {what} is no longer the one it was launched with ({known['same'][what][:12]}, now "
+                f"{now[:12]}); restore it, or delete {folder.path} to give the run up."
+            )
+    for what, now in environment(prepared).items():
+        if what != "number of threads" and now != (then := known["alike"].get(what, now)):  # threads are restored
+            warn(f"{what} was {then} and is {now} now, which may change numbers.")
+    return prepared, checkpoint.latest(folder.path, warn)
 
 
 def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence: None) -> list[Unfinished]:
@@ -231,89 +254,114 @@ def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence:
     return found
 
 
-def _track(
+class _Keeper:
+    """Keeps what a run tells: its epochs in the record, its state in checkpoints, its first stages for other runs."""
+
+    def __init__(self, spec: Experiment, tracker: Tracker, folder: RunFolder, prefix: tuple[int, str] | None):
+        self._spec, self._tracker, self._folder, self._prefix = spec, tracker, folder, prefix
+        self.writer = checkpoint.Writer(folder.path)
+
+    def log(self, epoch: EpochRecord) -> None:
+        """Log an epoch."""
+        self.writer.wait()  # written beside this epoch; a run that is killed repeats no more than if it had waited then
+        self._tracker.log_epoch(epoch)
+
+    def save(self, step: int, state: Callable[[], State], last: bool) -> None:
+        """Save the state after `step` epochs where the spec wants it; `last`: in any case, and before going on."""
+        leaving = self._prefix is not None and step == self._prefix[0]
+        if step % self._spec.checkpoint_every == 0 or last or leaving:
+            self.writer.save(step, state())
+        if last or leaving:
+            self.writer.wait()
+        if self._prefix is not None and leaving:
+            leave_prefix(self._folder, *self._prefix)
+
+
+def _train(
     spec: Experiment,
     prepared: Prepared,
     store: Store,
     folder: RunFolder,
     saved: tuple[int, State] | None,
     leave: Collection[str],
-    on_start: Start,
-    on_epoch: Callable[[EpochRecord], None],
+    listener: Listener,
 ) -> Result:
-    facts = prepared.facts
     hold_memory()
+    prefix = spec.prefix(prepared.seed)
     # What was trained in part elsewhere, or by other code, is of no use to others.
-    alike = folder.facts["alike"] == environment(prepared)
-    leaving = {step: key for step, key in spec.prefixes(facts.seed).items() if alike and key in leave}
+    if prefix is not None and (prefix[1] not in leave or folder.facts["alike"] != environment(prepared)):
+        prefix = None
     with stop_signals() as stop, _determinism(spec.deterministic):
-        tracker, writer = Tracker(store, folder, facts), checkpoint.Writer(folder.path)
+        tracker = Tracker(store, folder, prepared)
+        keeper = _Keeper(spec, tracker, folder, prefix)
 
-        def tell(epoch: EpochRecord) -> None:
-            writer.wait()  # written beside this epoch; a run that is killed repeats no more than if it had waited then
-            tracker.log_epoch(epoch)
-            on_epoch(epoch)
+        def on_epoch(epoch: EpochRecord) -> None:
+            keeper.log(epoch)
+            listener.on_epoch(epoch)
 
         def after_epoch(step: int, state: Callable[[], State]) -> None:
-            last = step == prepared.steps or stop.asked
-            if step % spec.checkpoint_every == 0 or last or step in leaving:
-                writer.save(step, state())
-            if last or step in leaving:
-                writer.wait()
-            if step in leaving:
-                leave_prefix(folder, step, leaving[step])
-            if stop.asked and step < prepared.steps:
+            over = step == prepared.steps
+            keeper.save(step, state, last=over or stop.asked)
+            if stop.asked and not over:
                 raise KeyboardInterrupt
 
+        with _ending(tracker, f"run {folder.run_id} ({spec.name}, seed {prepared.seed})", prepared.steps) as end:
+            if saved or tracker.epochs or folder.has_ended():
+                tracker.log_resumption()
+            listener.on_start(folder.run_id, prepared, saved[0] if saved else 0)
+            run = Run(prepared, on_epoch, after_epoch, resume=saved[1] if saved else None)
+            with keeper.writer:
+                spec.method.train(run)
+            if run.step != prepared.steps:  # a checkpoint of a stage that the method no longer has
+                never = "" if run.pending is None else f": it has no stage {run.pending['stage']!r} to go on with"
+                raise RuntimeError(f"the method ran {run.step} of {prepared.steps} epochs{never}")
+            metrics = tracker.finish(run, folder.facts["log_model"])
+    experiment, seed = folder.facts["experiment_id"], prepared.seed
+    return Result(folder.run_id, experiment, spec.name, seed, metrics, tracker.epochs, end.undelivered, stop.asked)
+
+
+@dataclass
+class _End:
+    undelivered: str = ""
+    """A sentence on what has not reached MLflow, once the run is over."""
+
+
+@contextmanager
+def _ending(tracker: Tracker, run: str, steps: int) -> Iterator[_End]:
+    """See a run to its end: what stops it is marked, KILLED or FAILED, what it holds is delivered, and it is let go.
+
+    Args:
+        tracker: the run's record.
+        run: the run in words.
+        steps: epochs of all stages together.
+
+    Raises:
+        Interrupted: in place of KeyboardInterrupt.
+        RunFailed: in place of an error that a user can do something about.
+    """
+    end, patience_s = _End(), PATIENCE_S
+    try:
         try:
-            try:
-                if saved or tracker.epochs or folder.has_ended():
-                    tracker.log_resumption()
-                on_start(folder.run_id, prepared, saved[0] if saved else 0)
-                run = Run(
-                    train=facts.train,
-                    val=prepared.val,
-                    test=facts.test,
-                    K=len(facts.dataset.classes),
-                    model=spec.model,
-                    optimizer=spec.optimizer,
-                    seed=facts.seed,
-                    device=facts.device,
-                    precision=facts.precision,
-                    evaluate_before=spec.evaluate == "before",
-                    on_epoch=tell,
-                    after_epoch=after_epoch,
-                    augmentation=spec.augmentation,
-                    compiled=find_compile(spec.compile, facts.device, spec.optimizer_steps(len(facts.train)))[0],
-                    resume=saved[1] if saved else None,
-                    steps=prepared.steps,
-                )
-                with writer:
-                    spec.method.train(run)
-                if run.step != prepared.steps:  # a checkpoint of a stage that the method no longer has
-                    never = "" if run.pending is None else f": it has no stage {run.pending['stage']!r} to go on with"
-                    raise RuntimeError(f"the method ran {run.step} of {prepared.steps} epochs{never}")
-                final = tracker.finish(run, folder.facts["log_model"])
-            except KeyboardInterrupt:
-                tracker.stop("KILLED", "interrupted", over=False)
-                raise
-            except BaseException as error:
-                why = _hint(error, len(tracker.epochs) + 1)
-                tracker.stop("FAILED", why or f"{type(error).__name__}: {error}", over=isinstance(error, Diverged))
-                if why:
-                    raise RunFailed(f"run {folder.run_id} ({spec.name}, seed {facts.seed}) failed: {why}") from error
-                raise
-        except BaseException as error:
-            full = isinstance(error.__cause__, OSError)  # of the disk that MLflow's database is on, perhaps
-            undelivered = tracker.close(FULL_DISK_PATIENCE_S) if full else tracker.close()
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted(folder.run_id, len(tracker.epochs), prepared.steps, undelivered) from None
-            if isinstance(error, RunFailed) and undelivered:
-                raise RunFailed(f"{error} {undelivered}") from error
+            yield end
+        except KeyboardInterrupt:
+            tracker.stop("KILLED", "interrupted", over=False)
             raise
-        undelivered = tracker.close()
-    experiment = folder.facts["experiment_id"]
-    return Result(folder.run_id, experiment, spec.name, facts.seed, final, tracker.epochs, undelivered, stop.asked)
+        except BaseException as error:
+            why = _hint(error, len(tracker.epochs) + 1)
+            tracker.stop("FAILED", why or f"{type(error).__name__}: {error}", over=isinstance(error, Diverged))
+            if why and isinstance(error, OSError):  # of the disk that MLflow's database is on, perhaps
+                patience_s = FULL_DISK_PATIENCE_S
+            if why:
+                raise RunFailed(f"{run} failed: {why}") from error
+            raise
+    except BaseException as error:
+        end.undelivered = tracker.close(patience_s)
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(tracker.run_id, len(tracker.epochs), steps, end.undelivered) from None
+        if isinstance(error, RunFailed) and end.undelivered:
+            raise RunFailed(f"{error} {end.undelivered}") from error
+        raise
+    end.undelivered = tracker.close(patience_s)
 
 
 def _hint(error: BaseException, step: int) -> str | None:

@@ -21,6 +21,9 @@ class CNN9(Settings):
     eval_dropout: bool = False
     """Keep dropout on at test time: a bug of the published code (`cnn.py`, lines 52 and 61), for `as_published`."""
 
+    def __str__(self) -> str:
+        return f"{self.name} width {self.width:g}" + (", dropout at test time" if self.eval_dropout else "")
+
     def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
         """Return the network.
 
@@ -72,6 +75,9 @@ class ResNet18(Settings):
 
     name: Literal["resnet18"] = "resnet18"
 
+    def __str__(self) -> str:
+        return self.name
+
     def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
         """Return the network with freshly drawn weights."""
         # torchvision takes seconds to import; CNN9 does without it.
@@ -84,6 +90,9 @@ class ResNet34(Settings):
     """torchvision's ResNet-34 with the CIFAR stem: a 3x3 convolution of stride 1, no max pool (He et al. 2016, 4.2)."""
 
     name: Literal["resnet34"] = "resnet34"
+
+    def __str__(self) -> str:
+        return self.name
 
     def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
         """Return the network with freshly drawn weights."""

@@ -40,6 +40,9 @@ class NoNoise(Settings):
 
     name: Literal["none"] = "none"
 
+    def __str__(self) -> str:
+        return self.name
+
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return the (K, K) identity, float64."""
         return torch.eye(len(classes), dtype=torch.float64)
@@ -56,6 +59,9 @@ class Symmetric(Drawn):
     rate: Rate
     """Noise rate: the probability that a label is wrong, in [0, 1]."""
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.rate:g}"
+
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return T, (K, K) float64."""
         K = len(classes)
@@ -69,6 +75,9 @@ class PairFlip(Drawn):
     name: Literal["pair_flip"] = "pair_flip"
     rate: Rate
     """Noise rate: the probability that a label is wrong, in [0, 1]."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.rate:g}"
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return T, (K, K) float64."""
@@ -88,6 +97,9 @@ class Asymmetric(Drawn):
     """Probability that a label of a class in `flips` is wrong, in [0, 1]; the other classes stay clean."""
     flips: dict[str, str] = Field(min_length=1)
     """Class map: true class -> the class it is mistaken for."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.rate:g}"
 
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return T, (K, K) float64.

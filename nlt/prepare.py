@@ -2,28 +2,18 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from nlt.data import Dataset, Samples, hold_out
-from nlt.hardware import find_device, find_precision
+from nlt.hardware import find_compile, find_device, find_precision
 from nlt.noise import corrupt, empirical_matrix
+from nlt.provenance import git_commit
+from nlt.run import Prepared
 from nlt.settings import BadInput
 from nlt.spec import Experiment
-from nlt.tracking import Facts, git_commit
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A spec's data with its noise drawn, split and ready for a run."""
-
-    facts: Facts
-    val: Samples | None
-    steps: int
-    """Epochs of all stages together."""
 
 
 def prepare(
@@ -77,23 +67,39 @@ def prepare(
                     f"method.{name}.batch_size: batch norm cannot take single images of {H} x {W} pixels in "
                     f"{spec.model.name}: train on batches of at least 2, of more images than one."
                 ) from None
-    facts = Facts(seed, on, find_precision(spec.precision, on), dataset, train, T_KK, empirical_T_KK)
-    return Prepared(facts, val, spec.steps())
+    compiled, why = find_compile(spec.compile, on, spec.optimizer_steps(len(train)))
+    return Prepared(
+        seed=seed,
+        device=on,
+        precision=find_precision(spec.precision, on),
+        compiled=compiled,
+        compiled_why=why,
+        dataset=dataset,
+        train=train,
+        val=val,
+        test=dataset.test,
+        T_KK=T_KK,
+        empirical_T_KK=empirical_T_KK,
+        model=spec.model,
+        optimizer=spec.optimizer,
+        augmentation=spec.augmentation,
+        evaluate=spec.evaluate,
+        steps=spec.steps(),
+    )
 
 
 def fingerprint(spec: Experiment, prepared: Prepared) -> dict[str, str]:
     """What has to be equal for a run to go on."""
-    train = prepared.facts.train
+    train = prepared.train
     labels = hashlib.sha256(train.ids_N.numpy().tobytes() + train.labels_N.numpy().tobytes()).hexdigest()
-    return {"spec": spec.sha256(), "data set": prepared.facts.dataset.digest, "set of training labels": labels}
+    return {"spec": spec.sha256(), "data set": prepared.dataset.digest, "set of training labels": labels}
 
 
 def environment(prepared: Prepared) -> dict[str, str]:
     """What should be equal for a run to end with the same numbers."""
-    facts = prepared.facts
     return {
-        "device": str(facts.device),
-        "precision": facts.precision,
+        "device": str(prepared.device),
+        "precision": prepared.precision,
         "nlt": version("nlt"),
         "git commit": git_commit(),
         "torch": torch.__version__,

@@ -16,11 +16,43 @@ from torch import Tensor
 
 from nlt.augment import CropFlipCutout
 from nlt.checkpoint import State
-from nlt.data import Samples
+from nlt.data import Dataset, Samples
 from nlt.detect import auc, mask_quality
 from nlt.models import Model
 from nlt.optim import SGD
 from nlt.train import Epoch, Learner, Stage, evaluate, predict
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment with one seed, all of it resolved: what is trained, on what, and how; `nlt.prepare` makes it."""
+
+    seed: int
+    """Of the initial weights, dropout and the order of the samples."""
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    compiled: bool
+    """Whether the network is compiled."""
+    compiled_why: str
+    """The decision and its reason, in words."""
+    dataset: Dataset
+    """The data as loaded."""
+    train: Samples
+    """What is trained on, corrupted labels and all."""
+    val: Samples | None
+    """What is held out of the training samples, corrupted labels and all."""
+    test: Samples
+    """What accuracy is measured on."""
+    T_KK: Tensor
+    """The noise transition matrix that was asked for."""
+    empirical_T_KK: Tensor | None
+    """The one that was drawn, where the clean labels are known."""
+    model: Model
+    optimizer: SGD
+    augmentation: CropFlipCutout | None
+    evaluate: Literal["after", "before"]
+    steps: int
+    """Epochs of all stages together."""
 
 
 @dataclass(frozen=True)
@@ -80,25 +112,20 @@ class Run:
 
     def __init__(
         self,
-        *,
-        train: Samples,
-        val: Samples | None,
-        test: Samples,
-        K: int,
-        model: Model,
-        optimizer: SGD,
-        seed: int,
-        device: torch.device,
-        precision: Literal["fp32", "bf16"],
-        evaluate_before: bool,
+        prepared: Prepared,
         on_epoch: Callable[[EpochRecord], None],
         after_epoch: Callable[[int, Callable[[], State]], None] = lambda step, state: None,
-        augmentation: CropFlipCutout | None = None,
-        compiled: bool = False,
         resume: State | None = None,
-        steps: int,
     ):
-        self.N, self.K, self.device = len(train), K, device
+        """Draw all that follows from the seed.
+
+        Args:
+            prepared: what is trained, on what, and how.
+            on_epoch: called after each epoch with what became known in it.
+            after_epoch: called then with the number of epochs that are over, and what returns the state to save.
+            resume: the state to go on from.
+        """
+        self.N, self.K, self.device = len(prepared.train), len(prepared.dataset.classes), prepared.device
         self.learners: dict[str, Learner] = {}
         self.buffers: dict[str, Tensor] = {}
         self.step = 0
@@ -109,20 +136,19 @@ class Run:
         """The state to go on from, until the stage that it belongs to begins."""
         self.nets: tuple[Learner, ...] = ()
         """The learners whose mean prediction is judged, of the stage in progress or the last one."""
-        self._train = Split(train, device)
+        self._train = Split(prepared.train, self.device)
         self.labels_N = self._train.labels_N.clone()
         """The given labels, int64, on the training device; a method's own copy."""
-        self.augmentation = augmentation
+        self.augmentation = prepared.augmentation
         """What is done to training images at random, if anything."""
-        self._held_out = {name: Split(s, device) for name, s in (("val", val), ("test", test)) if s is not None}
-        self._model, self._optimizer, self._precision, self._compiled = model, optimizer, precision, compiled
-        self._evaluate_before, self._on_epoch, self._steps = evaluate_before, on_epoch, steps
-        self._after_epoch = after_epoch
+        held_out = {"val": prepared.val, "test": prepared.test}
+        self._held_out = {name: Split(s, self.device) for name, s in held_out.items() if s is not None}
+        self._prepared, self._on_epoch, self._after_epoch = prepared, on_epoch, after_epoch
         self._stages: set[str] = set()
         self._in_stage = False
         # Initial weights and dropout draw from torch's global generators (nn.Module offers no other), the order of
         # the samples, what augmentation draws, and methods from one of its own, on the CPU: the same on every device.
-        global_seed, order_seed = np.random.SeedSequence(seed).generate_state(2, np.uint64).tolist()
+        global_seed, order_seed = np.random.SeedSequence(prepared.seed).generate_state(2, np.uint64).tolist()
         torch.manual_seed(global_seed)
         self.generator = torch.Generator().manual_seed(order_seed)
         """Of all that a method draws; on the CPU, and part of each checkpoint."""
@@ -135,8 +161,9 @@ class Run:
         """
         self._check_name(name)
         _, H, W, C = self._train.images_NHWC.shape
-        network = self._model.build(C, H, W, self.K)
-        self.learners[name] = Learner(network, self._optimizer, self.device, self._precision, self._compiled)
+        how = self._prepared
+        network = how.model.build(C, H, W, self.K)
+        self.learners[name] = Learner(network, how.optimizer, self.device, how.precision, how.compiled)
         return self.learners[name]
 
     def buffer(self, name: str, tensor: Tensor) -> Tensor:
@@ -196,7 +223,7 @@ class Run:
                 for net in self.learners.values():
                     net.batch_size = stage.batch_size
                     net.set_lr(stage.schedule.at(t, stage.epochs))
-                accuracies = self._evaluate() if self._evaluate_before else {}
+                accuracies = self._evaluate() if self._prepared.evaluate == "before" else {}
                 for net in self.learners.values():
                     net.network.train()
                 epoch = Epoch(train.images_NHWC, train.labels_N, stage.batch_size, self.generator, self.augmentation, t)
@@ -271,7 +298,7 @@ class Run:
         reported = {name: tensor.cpu() for name, tensor in epoch.reported.items()}
         scores_N = reported.get("scores_N")
         record = EpochRecord(
-            self.step + 1, self._steps, self._stage, self._t, metrics, losses_N, reported.get("keep_N"),
+            self.step + 1, self._prepared.steps, self._stage, self._t, metrics, losses_N, reported.get("keep_N"),
             None if scores_N is None else scores_N.float(), reported.get("labels_N"),
         )  # fmt: skip
         metrics |= self._quality(record)

@@ -105,21 +105,21 @@ class Experiment(Settings):
         """Return a hash of all that decides the numbers: everything but the descriptive fields."""
         return _hash(self.deciding(DESCRIPTIVE))
 
-    def prefixes(self, seed: int) -> dict[int, str]:
-        """Return the number of epochs before the method's last stage -> hash of all that decides their numbers.
+    def prefix(self, seed: int) -> tuple[int, str] | None:
+        """Return the number of epochs before the method's last stage, and a hash of all that decides their numbers.
 
-        Runs of equal hash train these epochs alike: O2U-Net and O2U-Net & APL, say, up to the mask. Nothing for a
-        method that does not say which of its settings its last stage alone reads.
+        Runs of equal hash train these epochs alike: O2U-Net and O2U-Net & APL, say, up to the mask. None for a method
+        that does not say which of its settings its last stage alone reads.
         """
         alone: frozenset[str] = getattr(self.method, "read_by_last_stage_alone", frozenset())
         if not alone:
-            return {}
+            return None
         if unknown := alone - type(self.method).model_fields.keys():
             raise RuntimeError(f"{self.method.name}.read_by_last_stage_alone names {sorted(unknown)}, no fields of it")
         data = self.deciding(DESCRIPTIVE) | {"seed": seed, "compile": self.compile}
         data["method"] = {key: value for key, value in data["method"].items() if key not in alone}
         *earlier, _ = self.stages().values()
-        return {sum(stage.epochs for stage in earlier): _hash(data)}
+        return sum(stage.epochs for stage in earlier), _hash(data)
 
 
 def _hash(data: dict[str, Any]) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from nlt.events import Emit, Event, Failed, Finished, Noted, Progressed, Started
+from nlt.events import Emit, Event, Failed, Finished, Incomplete, Noted, Progressed, Started, Stopped
+from nlt.settings import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
 STATUS_EVERY_S = 10.0  # off a terminal
 
 WIDTH = 160  # columns, off a terminal: rich would wrap at 80, in the middle of run ids
-
-
-def failure(message: str, exit_code: int) -> click.ClickException:
-    """Return what click prints as one sentence on stderr before it exits with that code: never a traceback."""
-    error = click.ClickException(message)
-    error.exit_code = exit_code  # type: ignore[misc]  # declared on the class, read from the instance
-    return error
 
 
 def warn(sentence: str) -> None:
@@ -81,8 +75,9 @@ class Ledger:
         """Print the table of finished runs and what is missing in it.
 
         Raises:
-            click.ClickException: stopped by the user, exit code 130.
-            SystemExit: some runs failed, exit code 1, or could not begin, 2.
+            Stopped: by the user, before all jobs were over.
+            Incomplete: some runs failed.
+            BadInput: none failed otherwise, and some could not begin.
         """
         if self.finished:
             print_results(self.finished)
@@ -95,17 +90,15 @@ class Ledger:
         left = len(self.jobs) - self.over + len(stopped) - len(begun)  # what was not begun
         if len(begun) == 1:
             more = f" {left} runs were not begun." if left else ""
-            raise failure(f"{begun[0].sentence}; nlt resume {begun[0].run_id} goes on with it.{more}", 130)
+            raise Stopped(f"{begun[0].sentence}; nlt resume {begun[0].run_id} goes on with it.{more}")
         if begun:
-            raise failure(
-                f"interrupted; {len(begun)} runs were stopped, {left} not begun: the same command goes on.", 130
-            )
+            raise Stopped(f"interrupted; {len(begun)} runs were stopped, {left} not begun: the same command goes on.")
         if left and self._stop_asked:
-            raise failure(f"interrupted; the run in progress was finished, {left} were not begun.", 130)
+            raise Stopped(f"interrupted; the run in progress was finished, {left} were not begun.")
         if left:
-            raise failure("interrupted before the run began.", 130)
+            raise Stopped("interrupted before the run began.")
         if self.failed:
-            raise SystemExit(1 if any(failed.kind != "bad input" for failed in self.failed.values()) else 2)
+            raise Incomplete if any(failed.kind != "bad input" for failed in self.failed.values()) else BadInput
 
     def _who(self, index: int) -> str:
         return f"{self.jobs[index].spec.name}, seed {self.jobs[index].seed}"

@@ -15,9 +15,10 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # the developer's own store is not 
 import pytest
 import torch
 
-from nlt.data import Samples
+from nlt.augment import CropFlipCutout
+from nlt.data import Dataset, Samples
 from nlt.optim import SGD
-from nlt.run import EpochRecord, Run
+from nlt.run import EpochRecord, Prepared, Run
 from nlt.tracking import Store, open_store
 from nlt.train import Learner
 
@@ -94,27 +95,39 @@ def samples(N: int = 40, K: int = 4, side: int = 2, seed: int = 0, wrong: int = 
 
 
 def make_run(
-    train: Samples | None = None, *, seed: int = 0, before: bool = False, K: int = 4, model: object = None, **more: Any
+    train: Samples | None = None,
+    *,
+    seed: int = 0,
+    before: bool = False,
+    K: int = 4,
+    model: Any = None,
+    augmentation: CropFlipCutout | None = None,
+    **more: Any,
 ) -> tuple[Run, list[EpochRecord]]:
     """Return a run of the linear model on random samples, and the list that its epochs go to."""
     told: list[EpochRecord] = []
     train = train or samples()
-    run = Run(
-        train=train,
-        val=None,
-        test=samples(20, seed=1, side=train.images_NCHW.shape[-1]),
-        K=K,
-        model=model or LinearModel(),  # type: ignore[arg-type]
-        optimizer=SGD(),
+    test = samples(20, seed=1, side=train.images_NCHW.shape[-1])
+    identity_KK = torch.eye(K, dtype=torch.float64)
+    prepared = Prepared(
         seed=seed,
         device=torch.device("cpu"),
         precision="fp32",
-        evaluate_before=before,
-        on_epoch=told.append,
+        compiled=False,
+        compiled_why="off",
+        dataset=Dataset("random", tuple(f"class {k}" for k in range(K)), train, test, "0" * 16),
+        train=train,
+        val=None,
+        test=test,
+        T_KK=identity_KK,
+        empirical_T_KK=None,
+        model=model or LinearModel(),
+        optimizer=SGD(),
+        augmentation=augmentation,
+        evaluate="before" if before else "after",
         steps=1,
-        **more,
     )
-    return run, told
+    return Run(prepared, told.append, **more), told
 
 
 def make_learner(network: torch.nn.Module, **sgd: float) -> Learner:

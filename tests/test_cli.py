@@ -16,8 +16,12 @@ from conftest import REPO, tiny
 
 import nlt
 from nlt.cli import main
+from nlt.cli.options import friendly
+from nlt.events import Incomplete, Stopped
+from nlt.launcher import Options
 from nlt.reading import check
 from nlt.report import compare
+from nlt.settings import BadInput
 from nlt.spec import json_schema
 from nlt.tracking import open_store
 from nlt.view import link
@@ -126,17 +130,31 @@ def test_compare_by_hand(store_uri):
     # mean 0.65, sample standard deviation sqrt(2 * 0.05^2 / 1) = 0.0707
     assert re.search(r"Standard, CE │ +65.0 ± 7.1 \(2\) │ +│ +30.0 \(1\) │", output), output
     # mean 0.81, deviation 0.0141; precision mean 0.76, deviation 0.0141
-    assert re.search(r"O2U, CE +│ +81.0 ± 1.4 \(2\) │ +76.0 ± 1.4 \(2\) │ +│", output), output
+    assert re.search(r"O2U +│ +81.0 ± 1.4 \(2\) │ +76.0 ± 1.4 \(2\) │ +│", output), output
 
 
 def test_different_settings_never_share_a_cell(store_uri):
     """Two specs that differ in width only are two rows, not two seeds of one."""
     for name, width in (("thin", 0.02), ("wide", 0.04)):
-        nlt.launch(check(tiny(name=name, method=QUICK, model={"name": "cnn9", "width": width}), "x"), tracking_uri=store_uri, device="cpu")  # fmt: skip
+        nlt.launch(check(tiny(name=name, method=QUICK, model={"name": "cnn9", "width": width}), "x"), options=Options(tracking_uri=store_uri, device="cpu"))  # fmt: skip
     output = nlt_("compare", "--tracking-uri", store_uri).output
-    assert "[thin]" in output
-    assert "[wide]" in output
+    assert "Standard, CE, width 0.02" in output
+    assert "Standard, CE, width 0.04" in output
     assert "±" not in output.split("last epoch")[0]
+
+
+@pytest.mark.parametrize(("error", "code"), [(BadInput, 2), (Incomplete, 1), (Stopped, 130)])
+def test_what_stops_a_command_decides_its_exit_code(error, code, capsys):
+    @friendly
+    def command(*sentences: str) -> None:
+        raise error(*sentences)
+
+    with pytest.raises(SystemExit) as said:
+        command("It is so: mend it.")
+    assert (said.value.code, capsys.readouterr().err) == (code, "Error: It is so: mend it.\n")
+    with pytest.raises(SystemExit) as silent:
+        command()
+    assert (silent.value.code, capsys.readouterr().err) == (code, "")
 
 
 def test_set_changes_the_run(spec_file, store_uri):
@@ -146,7 +164,7 @@ def test_set_changes_the_run(spec_file, store_uri):
 
 
 def test_the_library_is_the_command(spec_file, store_uri):
-    result = nlt.launch(nlt.load(spec_file), tracking_uri=store_uri, device="cpu")
+    result = nlt.launch(nlt.load(spec_file), options=Options(tracking_uri=store_uri, device="cpu"))
     assert 0 <= result.metrics["final/test_accuracy_last"] <= 1
 
 
@@ -242,7 +260,7 @@ def test_doctor_says_what_is_usable(tmp_path, store_uri):
 
 @pytest.mark.slow
 def test_ui_serves_the_store_on_loopback_and_prints_the_comparison_link(store_uri, tmp_path, spec_file):
-    result = nlt.launch(nlt.load(spec_file), tracking_uri=store_uri, device="cpu")
+    result = nlt.launch(nlt.load(spec_file), options=Options(tracking_uri=store_uri, device="cpu"))
     port = 5917
     command = [
         sys.executable,

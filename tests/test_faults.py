@@ -26,6 +26,7 @@ from servers import POSTGRES, MlflowServer, Postgres, Proxy, weather
 
 import nlt
 from nlt.cli import main
+from nlt.launcher import Options
 from nlt.reading import check
 from nlt.tracking import Store, open_store
 
@@ -89,7 +90,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, template_store: Path) 
             folder = tmp_path_factory.mktemp("undisturbed")
             shutil.copytree(template_store, folder / "store")
             uri = f"sqlite:///{folder / 'store' / 'mlflow.db'}"
-            result = nlt.launch(check(spec, "undisturbed"), seed=SEED, device="cpu", tracking_uri=uri)
+            result = nlt.launch(check(spec, "undisturbed"), seed=SEED, options=Options(device="cpu", tracking_uri=uri))
             known[key] = held(open_store(uri).client, result.run_id)
         return known[key]
 
@@ -225,7 +226,7 @@ slow = pytest.mark.slow
 
 def test_the_comparison_sees_a_point_logged_twice_and_a_file_that_is_missing_or_changed(store: Store):
     spec = tiny(method={"name": "standard", "training": {"epochs": 2, "batch_size": 32}})
-    result = nlt.launch(check(spec, "x"), device="cpu", tracking_uri=store.uri)
+    result = nlt.launch(check(spec, "x"), options=Options(device="cpu", tracking_uri=store.uri))
     whole = held(store.client, result.run_id)
     point = store.client.get_metric_history(result.run_id, "train/loss")[1]
     store.client.log_metric(result.run_id, point.key, point.value, timestamp=point.timestamp + 1, step=point.step)

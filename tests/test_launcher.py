@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import nlt
 from nlt.data import Digits
-from nlt.launcher import RunFailed, launch
+from nlt.launcher import Options, RunFailed, launch
 from nlt.prepare import prepare
 from nlt.reading import check
 from nlt.settings import BadInput
@@ -47,7 +47,7 @@ def finished(tmp_path_factory, template_store):
     shutil.copytree(template_store, folder / "store")
     uri = f"sqlite:///{folder / 'store' / 'mlflow.db'}"
     spec = spec_of(data={"name": "digits", "limit": 125, "val_fraction": 0.2})
-    result = nlt.launch(spec, seed=3, device="cpu", tracking_uri=uri, log_model=True)
+    result = nlt.launch(spec, seed=3, options=Options(device="cpu", tracking_uri=uri, log_model=True))
     store = open_store(uri)
     artifacts = Path(store.client.download_artifacts(result.run_id, "", str(folder)))
     return store, result, artifacts
@@ -59,8 +59,8 @@ def test_run_params_and_tags(finished):
     assert (run.info.status, run.info.run_name) == ("FINISHED", "tiny")
     assert store.client.get_experiment(run.info.experiment_id).name == "digits"
     assert run.data.params == {
-        "data": "digits", "train_images": "100", "noise": "symmetric", "noise_rate": "0.4", "model": "cnn9",
-        "width": "0.03", "method": "o2u", "loss": "CE", "epochs": "2+3+2", "batch_size": "32/16/32",
+        "data": "digits", "train_images": "100", "noise": "symmetric", "noise_rate": "0.4", "noise_seed": "0",
+        "model": "cnn9", "width": "0.03", "eval_dropout": "False", "method": "o2u", "loss": "CE", "epochs": "2+3+2", "batch_size": "32/16/32",
         "lr": "0.01/0.007/0.01", "weight_decay": "0.0001", "forget_rate": "0.4", "restart": "pretrained", "seed": "3",
         "precision": "fp32",
     }  # fmt: skip
@@ -71,7 +71,7 @@ def test_run_params_and_tags(finished):
         and k not in ("nlt.git_commit", "nlt.version", "nlt.sweep", "nlt.launch_id", "nlt.folder")
     }
     assert tags == {
-        "nlt.method": "o2u", "nlt.dataset": "digits", "nlt.noise": "symmetric 0.4", "nlt.seed": "3",
+        "nlt.method": "o2u", "nlt.dataset": "digits", "nlt.noise": "symmetric 0.4", "nlt.model": "cnn9 width 0.03", "nlt.seed": "3",
         "nlt.profile": "custom", "nlt.device": "cpu", "nlt.threads": "1",
         "nlt.compile": "off: 37 steps gain about 0 s on cpu, compiling takes 60 s",
         "nlt.spec_sha256": spec_of(data={"name": "digits", "limit": 125, "val_fraction": 0.2}).sha256(),
@@ -104,12 +104,14 @@ def test_images_left_out_are_an_artifact(store, store_uri, tmp_path):
     data = {"name": "image_folder", "path": str(tmp_path / "pets"), "on_bad_image": "skip"}
     stage = {"epochs": 1, "batch_size": 2, "schedule": {"name": "constant", "lr": 0.01}}
     spec = spec_of(data=data, noise={"name": "none"}, method={"name": "standard", "training": stage})
-    result = nlt.launch(spec, device="cpu", tracking_uri=store_uri, data_root=tmp_path)
+    result = nlt.launch(spec, options=Options(device="cpu", tracking_uri=store_uri, data_root=tmp_path))
     written = store.client.download_artifacts(result.run_id, "left_out.csv", str(tmp_path))
     with Path(written).open(newline="", encoding="utf-8") as file:
         assert list(csv.reader(file)) == [["file", "reason"], ["train/dog/ö, c.jpg", "the file is empty"]]
     with pytest.raises(BadInput, match="ö, c.jpg cannot be decoded"):
-        nlt.launch(spec_of(data=data | {"on_bad_image": "error"}), tracking_uri=store_uri, data_root=tmp_path)
+        nlt.launch(
+            spec_of(data=data | {"on_bad_image": "error"}), options=Options(tracking_uri=store_uri, data_root=tmp_path)
+        )
 
 
 def test_final_metrics_by_hand(finished):
@@ -162,7 +164,7 @@ def test_detections_csv_names_each_sample_once_most_suspicious_first(finished):
     rows = list(csv.DictReader((artifacts / "detections.csv").open()))
     assert list(rows[0]) == ["id", "given_label", "score", "removed", "clean_label"]
     prepared = prepare(spec_of(data={"name": "digits", "limit": 125, "val_fraction": 0.2}), 3, "cpu", "data")
-    train = prepared.facts.train
+    train = prepared.train
     by_id = {int(i): n for n, i in enumerate(train.ids_N)}
     assert {int(row["id"]) for row in rows} == set(by_id)
     scores = [float(row["score"]) for row in rows]
@@ -214,7 +216,7 @@ def test_runs_on_the_same_data_share_an_entry_that_is_true_of_each(store):
     """MLflow keeps the first of equal name and digest, so a validation split of one must not stand in it."""
     held_out = check(tiny(data={"name": "digits", "limit": 100, "val_fraction": 0.2}), "test")
     for one in (held_out, check(tiny(), "test")):
-        (given,) = run_of(store, launch(one, store=store, device="cpu")).inputs.dataset_inputs
+        (given,) = run_of(store, launch(one, store=store, options=Options(device="cpu"))).inputs.dataset_inputs
         assert json.loads(given.dataset.profile)["train"] == 100
         assert json.loads(given.dataset.source) == {"name": "digits", "classes": None, "limit": 100, "seed": 0}
 
@@ -262,46 +264,46 @@ def comparable(result):
 @pytest.mark.parametrize("method", ["o2u", "standard"])
 def test_same_spec_and_seed_twice_on_cpu_give_identical_metrics(store_uri, method):
     changes = {} if method == "o2u" else {"method": {"name": "standard", "training": {"epochs": 2, "batch_size": 32}}}
-    first = nlt.launch(spec_of(**changes), seed=1, device="cpu", tracking_uri=store_uri)
+    first = nlt.launch(spec_of(**changes), seed=1, options=Options(device="cpu", tracking_uri=store_uri))
     torch.rand(100)  # whatever happened to the global generator in between
-    again = nlt.launch(spec_of(**changes), seed=1, device="cpu", tracking_uri=store_uri)
-    other = nlt.launch(spec_of(**changes), seed=2, device="cpu", tracking_uri=store_uri)
+    again = nlt.launch(spec_of(**changes), seed=1, options=Options(device="cpu", tracking_uri=store_uri))
+    other = nlt.launch(spec_of(**changes), seed=2, options=Options(device="cpu", tracking_uri=store_uri))
     assert str(comparable(first)) == str(comparable(again))  # as text, since NaN != NaN
     assert str(comparable(first)) != str(comparable(other))
 
 
 def test_the_noise_does_not_depend_on_the_training_seed():
-    a, b = (prepare(spec_of(), seed, "cpu", "data").facts.train.labels_N.tolist() for seed in (0, 1))
+    a, b = (prepare(spec_of(), seed, "cpu", "data").train.labels_N.tolist() for seed in (0, 1))
     assert a == b
     other = spec_of(noise={"name": "symmetric", "rate": 0.4, "seed": 1})
-    assert prepare(other, 0, "cpu", "data").facts.train.labels_N.tolist() != a
+    assert prepare(other, 0, "cpu", "data").train.labels_N.tolist() != a
 
 
 def test_test_labels_are_never_corrupted_and_validation_labels_are():
     spec = spec_of(data={"name": "digits", "val_fraction": 0.5}, noise={"name": "symmetric", "rate": 0.5})
     prepared = prepare(spec, 0, "cpu", "data")
     clean = Digits().load(Path("data"))
-    assert prepared.facts.dataset.test.labels_N.tolist() == clean.test.labels_N.tolist()
+    assert prepared.dataset.test.labels_N.tolist() == clean.test.labels_N.tolist()
     assert prepared.val is not None
     wrong = float((prepared.val.labels_N != prepared.val.clean_N).double().mean())
     assert 0.4 < wrong < 0.6
-    assert not set(prepared.val.ids_N.tolist()) & set(prepared.facts.train.ids_N.tolist())
+    assert not set(prepared.val.ids_N.tolist()) & set(prepared.train.ids_N.tolist())
 
 
 def test_clean_labels_do_not_reach_the_numbers(store_uri, monkeypatch):
     """A run told other clean labels trains to the same weights, losses, masks and accuracies."""
     import nlt.launcher as module
 
-    honest = nlt.launch(spec_of(), device="cpu", tracking_uri=store_uri)
+    honest = nlt.launch(spec_of(), options=Options(device="cpu", tracking_uri=store_uri))
     real = module.prepare
 
     def lying(*args):
         prepared = real(*args)
-        prepared.facts.train.clean_N.copy_(prepared.facts.train.clean_N.flip(0))
+        prepared.train.clean_N.copy_(prepared.train.clean_N.flip(0))
         return prepared
 
     monkeypatch.setattr(module, "prepare", lying)
-    lied_to = nlt.launch(spec_of(), device="cpu", tracking_uri=store_uri)
+    lied_to = nlt.launch(spec_of(), options=Options(device="cpu", tracking_uri=store_uri))
     for a, b in zip(honest.epochs, lied_to.epochs, strict=True):
         assert str(a.losses_N.tolist()) == str(b.losses_N.tolist())
         assert a.metrics["test/accuracy"] == b.metrics["test/accuracy"]
@@ -322,9 +324,9 @@ def test_bad_input_leaves_no_run(store_uri, store):
         (spec_of(data={"name": "npz", "path": "/nowhere.npz"}), "/nowhere.npz"),
     ]:
         with pytest.raises(BadInput, match=message):
-            nlt.launch(spec, device="cpu", tracking_uri=store_uri)
+            nlt.launch(spec, options=Options(device="cpu", tracking_uri=store_uri))
     with pytest.raises(BadInput, match="--seed -1"):
-        nlt.launch(spec_of(), seed=-1, device="cpu", tracking_uri=store_uri)
+        nlt.launch(spec_of(), seed=-1, options=Options(device="cpu", tracking_uri=store_uri))
     assert store.client.search_experiments(filter_string="name = 'digits'") == []
 
 
@@ -345,7 +347,7 @@ def test_divergence_is_a_failed_run_with_epoch_and_hint(store_uri, store):
     with pytest.raises(
         RunFailed, match=r"in epoch 1 the loss of \d+ of 100 samples is not finite: lower the learning rate"
     ):
-        nlt.launch(spec, device="cpu", tracking_uri=store_uri)
+        nlt.launch(spec, options=Options(device="cpu", tracking_uri=store_uri))
     experiment = store.client.get_experiment_by_name("digits")
     run = store.client.search_runs([experiment.experiment_id])[0]
     assert run.info.status == "FAILED"
@@ -390,7 +392,7 @@ def test_embedded_store_lies_under_mlruns_of_the_current_folder(tmp_path, monkey
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(template_store, tmp_path / "mlruns")
-    result = nlt.launch(spec_of(method={"name": "standard", "training": {"epochs": 1}}), device="cpu")
+    result = nlt.launch(spec_of(method={"name": "standard", "training": {"epochs": 1}}), options=Options(device="cpu"))
     run = open_store().client.get_run(result.run_id)
     assert Path(run.info.artifact_uri).is_relative_to(tmp_path / "mlruns" / "artifacts")
     assert {p.name for p in tmp_path.iterdir()} == {"mlruns"}
@@ -477,7 +479,7 @@ def test_single_images_that_batch_norm_cannot_take_are_refused_before_the_run():
 
 def test_a_data_root_of_an_unknown_user_is_a_folder_like_any_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(prepare(spec_of(), 0, "cpu", "~nobody-here/x").facts.train) == 100
+    assert len(prepare(spec_of(), 0, "cpu", "~nobody-here/x").train) == 100
 
 
 def test_mlflow_telemetry_is_off():
@@ -495,4 +497,7 @@ def test_a_run_whose_data_is_there_opens_no_connection(store_uri, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    nlt.launch(spec_of(method={"name": "standard", "training": {"epochs": 1}}), device="cpu", tracking_uri=store_uri)
+    nlt.launch(
+        spec_of(method={"name": "standard", "training": {"epochs": 1}}),
+        options=Options(device="cpu", tracking_uri=store_uri),
+    )

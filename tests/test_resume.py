@@ -17,7 +17,7 @@ from crashing import DATA, METHODS, contents, spec_file
 from recorded import differences, recorded
 
 import nlt
-from nlt.launcher import _hint, resume, unfinished_runs
+from nlt.launcher import Listener, Options, _hint, resume, unfinished_runs
 from nlt.reading import check
 from nlt.settings import BadInput
 from nlt.tracking import open_store
@@ -148,7 +148,7 @@ def test_a_run_in_progress_is_left_alone(killed):
     folder = RunFolder(unfinished.path)  # as the process that trains it does
     assert unfinished_runs(store) == []
     with pytest.raises(BadInput, match="in progress in another process"):
-        resume(unfinished, tracking_uri=uri_of(killed))
+        resume(unfinished, options=Options(tracking_uri=uri_of(killed)))
     folder.close()
 
 
@@ -289,7 +289,7 @@ def test_best_validation_weights_are_those_of_that_epoch(place):
     schedule = {"name": "step", "lrs": [0.01, 3.0], "fractions": [0.5]}
     method = {"name": "standard", "training": {"epochs": 6, "batch_size": 16, "schedule": schedule}}
     spec = check(tiny(method=method, data={"name": "digits", "limit": 300, "val_fraction": 0.3}, noise={"name": "none"}), "x")  # fmt: skip
-    result = nlt.launch(spec, device="cpu", tracking_uri=uri_of(place))
+    result = nlt.launch(spec, options=Options(device="cpu", tracking_uri=uri_of(place)))
     client = open_store(uri_of(place)).client
     last, best = (
         load_file(client.download_artifacts(result.run_id, name, str(place)))
@@ -316,9 +316,8 @@ def test_deterministic_holds_during_the_run_and_no_longer(place):
     spec = check(tiny(method={"name": "standard", "training": {"epochs": 1}}, deterministic=True), "x")
     nlt.launch(
         spec,
-        device="cpu",
-        tracking_uri=uri_of(place),
-        on_epoch=lambda epoch: seen.append(torch.are_deterministic_algorithms_enabled()),
+        options=Options(device="cpu", tracking_uri=uri_of(place)),
+        listener=Listener(on_epoch=lambda epoch: seen.append(torch.are_deterministic_algorithms_enabled())),
     )
     assert seen == [True]
     assert not torch.are_deterministic_algorithms_enabled()
@@ -328,16 +327,16 @@ def test_deterministic_holds_during_the_run_and_no_longer(place):
 def test_on_a_gpu_a_deterministic_run_resumes_to_equal_numbers(place):
     """Stopped after its fourth epoch by an error of the caller, then gone on with."""
     spec = check(tiny(method=METHODS["o2u"], data=DATA, deterministic=True, precision="bf16"), "x")
-    whole = nlt.launch(spec, device="cuda", tracking_uri=uri_of(place))
+    whole = nlt.launch(spec, options=Options(device="cuda", tracking_uri=uri_of(place)))
 
     def stop(epoch):
         if epoch.step == 5:  # journaled, not yet in a checkpoint
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        nlt.launch(spec, device="cuda", tracking_uri=uri_of(place), on_epoch=stop)
+        nlt.launch(spec, options=Options(device="cuda", tracking_uri=uri_of(place)), listener=Listener(on_epoch=stop))
     (unfinished,) = unfinished_runs(open_store(uri_of(place)))
-    again = resume(unfinished, tracking_uri=uri_of(place))
+    again = resume(unfinished, options=Options(tracking_uri=uri_of(place)))
     for one, other in zip(whole.epochs, again.epochs, strict=True):
         assert str(one.losses_N.tolist()) == str(other.losses_N.tolist())
         assert one.metrics["test/accuracy"] == other.metrics["test/accuracy"]
@@ -423,7 +422,11 @@ def test_the_number_of_threads_is_that_of_the_beginning(killer, killed):
     (unfinished,) = unfinished_runs(open_store(uri_of(killed)))
     torch.set_num_threads(2)
     try:
-        resume(unfinished, tracking_uri=uri_of(killed), on_epoch=lambda epoch: seen.append(torch.get_num_threads()))
+        resume(
+            unfinished,
+            options=Options(tracking_uri=uri_of(killed)),
+            listener=Listener(on_epoch=lambda epoch: seen.append(torch.get_num_threads())),
+        )
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -9,11 +9,11 @@ from recorded import differences, recorded
 from test_sweep import nlt, runs, write, write_data
 
 from nlt.data import Npz
-from nlt.launcher import Interrupted, Result, launch, resume, unfinished_runs
+from nlt.launcher import Interrupted, Listener, Options, Result, launch, resume, unfinished_runs
 from nlt.noise import NoNoise
 from nlt.reading import check
 from nlt.spec import Experiment
-from nlt.sweep import Options, plan, run_job
+from nlt.sweep import plan, run_job
 from nlt.tracking import Store, forget_prefixes
 
 ROBUST = {"name": "apl", "active": {"name": "nce"}, "passive": {"name": "rce"}}
@@ -29,9 +29,15 @@ def spec(name: str, **training: object) -> Experiment:
 O2U, APL, LONGER = spec("o2u"), spec("o2u_apl", loss=ROBUST), spec("longer", epochs=3)
 
 
+def hash_of(spec: Experiment, seed: int = 0) -> str:
+    prefix = spec.prefix(seed)
+    assert prefix is not None
+    return prefix[1]
+
+
 def run(spec: Experiment, store: Store, leave: bool = False, **more: object) -> Result:
-    keys = spec.prefixes(0).values() if leave else ()
-    return launch(spec, device="cpu", store=store, leave=keys, **more)
+    keys = frozenset([hash_of(spec)]) if leave else frozenset()
+    return launch(spec, store=store, options=Options(device="cpu", leave=keys), listener=Listener(**more))
 
 
 def stop(run_id: str, prepared: object, done: int) -> None:
@@ -61,40 +67,40 @@ def begun_elsewhere(store: Store, result: Result) -> str | None:
 
 
 def test_a_beginning_is_known_by_all_that_decides_its_numbers_and_nothing_else():
-    assert list(O2U.prefixes(0)) == [5]
-    assert O2U.prefixes(0) == APL.prefixes(0) == LONGER.prefixes(0)
-    assert not set(O2U.prefixes(0).values()) & set(O2U.prefixes(1).values())
-    assert check(tiny(method={"name": "standard"}), "test").prefixes(0) == {}
+    assert O2U.prefix(0)[0] == 5
+    assert O2U.prefix(0) == APL.prefix(0) == LONGER.prefix(0)
+    assert hash_of(O2U, 0) != hash_of(O2U, 1)
+    assert check(tiny(method={"name": "standard"}), "test").prefix(0) is None
 
 
 @pytest.mark.parametrize(
     ("key", "value", "same"),
     [
-        ("about", "another text", [5]),
-        ("checkpoint_every", 3, [5]),
-        ("noise", {"name": "symmetric", "rate": 0.2}, []),
-        ("precision", "bf16", []),
-        ("compile", "on", []),
-        ("augmentation", {"name": "crop_flip_cutout"}, []),
-        ("evaluate", "before", []),
+        ("about", "another text", True),
+        ("checkpoint_every", 3, True),
+        ("noise", {"name": "symmetric", "rate": 0.2}, False),
+        ("precision", "bf16", False),
+        ("compile", "on", False),
+        ("augmentation", {"name": "crop_flip_cutout"}, False),
+        ("evaluate", "before", False),
     ],
 )
 def test_a_key_of_the_spec_parts_beginnings_if_it_may_change_numbers(key, value, same):
-    other = check(tiny(**{key: value}), "test").prefixes(0)
-    assert [step for step, hash in O2U.prefixes(0).items() if other[step] == hash] == same
+    other = check(tiny(**{key: value}), "test")
+    assert (hash_of(O2U) == hash_of(other)) == same
 
 
 @pytest.mark.parametrize(("key", "value"), [("cyclical", {"batch_size": 8}), ("restart", "fresh")])
 def test_what_an_earlier_stage_reads_parts_beginnings(key, value):
     method = tiny()["method"]
     method[key] = method[key] | value if isinstance(value, dict) else value
-    assert check(tiny(method=method), "test").prefixes(0)[5] != O2U.prefixes(0)[5]
+    assert hash_of(check(tiny(method=method), "test")) != hash_of(O2U)
 
 
 def test_a_plan_names_what_several_of_its_runs_have_in_common(store):
     alone = check(tiny(name="alone", noise={"name": "symmetric", "rate": 0.2}), "test")
     todo = plan(store, [O2U, APL, alone], (0, 1), None, False, print)
-    common = set(O2U.prefixes(0).values()) | set(O2U.prefixes(1).values())
+    common = {hash_of(O2U, 0), hash_of(O2U, 1)}
     assert todo.prefixes == common
     # And each run leaves them.
     for job in todo.jobs:
@@ -125,7 +131,7 @@ def test_a_run_that_begins_with_anothers_stages_has_the_numbers_of_one_that_trai
 
 def test_what_is_left_goes_by_its_hash(store):
     run(O2U, store, leave=True)
-    forget_prefixes(store.runs, [O2U.prefixes(0)[5]])
+    forget_prefixes(store.runs, [hash_of(O2U)])
     assert begun_elsewhere(store, run(APL, store)) is None
 
 
@@ -135,7 +141,7 @@ def test_a_run_that_is_stopped_where_it_began_goes_on_with_equal_numbers(store):
 
     with pytest.raises(Interrupted):
         run(APL, store, on_start=stop)
-    forget_prefixes(store.runs, APL.prefixes(0).values())
+    forget_prefixes(store.runs, [hash_of(APL)])
     (unfinished,) = unfinished_runs(store)
     assert unfinished.epochs == 5
     assert_equal(resume(unfinished, store=store), alone, store)
@@ -145,7 +151,7 @@ def test_a_run_that_is_stopped_where_it_began_goes_on_with_equal_numbers(store):
 def test_what_is_damaged_is_not_used_and_does_not_stay(store, damage):
     alone = run(APL, store)
     run(O2U, store, leave=True)
-    place = store.runs / "shared" / O2U.prefixes(0)[5]
+    place = store.runs / "shared" / hash_of(O2U)
     content = (place / damage).read_bytes()
     (place / damage).write_bytes(content[: len(content) // 2])
     other = run(APL, store)
@@ -181,15 +187,17 @@ def test_a_run_that_goes_on_elsewhere_leaves_nothing(store):
     facts["alike"]["git commit"] = "another"
     path.write_text(json.dumps(facts))
     said = []
-    resume(unfinished, store=store, leave=O2U.prefixes(0).values(), warn=said.append)
+    resume(
+        unfinished, store=store, options=Options(leave=frozenset([hash_of(O2U)])), listener=Listener(warn=said.append)
+    )
     assert any("git commit was another" in sentence for sentence in said)
     assert not (store.runs / "shared").exists()
 
 
 def test_nothing_stays_of_what_a_killed_process_had_begun_to_leave(store):
     run(O2U, store, leave=True)
-    (store.runs / "shared" / f".{O2U.prefixes(0)[5]}.{'a' * 32}").mkdir()
-    forget_prefixes(store.runs, O2U.prefixes(0).values())
+    (store.runs / "shared" / f".{hash_of(O2U)}.{'a' * 32}").mkdir()
+    forget_prefixes(store.runs, [hash_of(O2U)])
     assert not (store.runs / "shared").exists()
 
 

@@ -46,16 +46,26 @@ def test_it_says_what_it_is_and_so_does_each_of_its_fields(what: str, kind: Any)
     assert bare == []
 
 
-RESERVED = {
-    "data", "train_images", "noise", "noise_rate", "model", "width", "method", "loss", "epochs", "batch_size", "lr",
-    "weight_decay", "seed", "precision",
+OF_EVERY_RUN = {
+    "data", "train_images", "noise", "model", "method", "loss", "epochs", "batch_size", "lr", "weight_decay", "seed",
+    "precision",
 }  # fmt: skip
 
 
+def fields(union: Any, prefix: str = "") -> set[str]:
+    return {f"{prefix}{field}" for kind in members(union) for field in kind.model_fields if field != "name"}
+
+
+def test_no_two_params_of_a_run_have_one_name() -> None:
+    """Those of noise, model and method stand side by side in MLflow with those that every run has."""
+    of_noise, of_model, of_method = fields(Noise, "noise_"), fields(Model), fields(Method)
+    assert not of_noise & of_model | of_noise & of_method | of_model & of_method
+    assert not (of_noise | of_model | of_method) & OF_EVERY_RUN
+
+
 @pytest.mark.parametrize("kind", members(Method), ids=name_of)
-def test_no_field_of_a_method_is_called_like_another_param_of_a_run(kind: Any) -> None:
-    """They stand side by side in MLflow."""
-    assert set(kind.model_fields) & RESERVED == set()
+def test_every_method_has_a_title_of_its_own(kind: Any) -> None:
+    assert [other.title for other in members(Method)].count(kind.title) == 1
 
 
 @every_member

@@ -106,7 +106,7 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
     for name, text in rows:
         click.echo(f"{name:<22} {text}")
     if not ok:
-        raise SystemExit(2)
+        raise BadInput
 
 
 @main.command()

@@ -8,21 +8,27 @@ from typing import Any
 
 import click
 
+from nlt.events import Incomplete, Stopped
 from nlt.settings import BadInput
-from nlt.terminal import failure
 
 COMPLETION = 'Shell completion: eval "$(_NLT_COMPLETE=bash_source nlt)" (or zsh_source, fish_source).'
 
 
+EXIT_CODES: dict[type[Exception], int] = {Incomplete: 1, BadInput: 2, Stopped: 130}
+"""How a command ends that has not done all it was asked for; click itself ends with 2 for a command it cannot parse."""
+
+
 def friendly(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Let what the user can mend end the command with its sentence and exit code 2."""
+    """Let a command end with a sentence and the exit code of what stopped it, and never with a traceback."""
 
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except BadInput as error:
-            raise failure(str(error), 2) from None
+        except tuple(EXIT_CODES) as error:
+            if sentence := str(error):
+                click.echo(f"Error: {sentence}", err=True)
+            raise SystemExit(EXIT_CODES[type(error)]) from None
 
     return wrapped
 

@@ -18,11 +18,12 @@ from nlt.cli.options import (
     specs_argument,
     tracking_option,
 )
+from nlt.events import Incomplete
 from nlt.settings import BadInput, brief
-from nlt.terminal import Board, Ledger, Lines, failure, run_all, warn
+from nlt.terminal import Board, Ledger, Lines, run_all, warn
 
 if TYPE_CHECKING:
-    from nlt.sweep import Options
+    from nlt.launcher import Options
     from nlt.tracking import Store
 
 ray_option = click.option(
@@ -88,7 +89,8 @@ def launch(
     run_on_ray = _on_ray() if address is not None else None
     # All files are checked before the first run starts.
     experiments = [experiment for path in specs for experiment in load_all(path, overrides)]
-    from nlt.sweep import Options, plan
+    from nlt.launcher import Options
+    from nlt.sweep import plan
     from nlt.tracking import forget_prefixes, open_store
 
     store = open_store(tracking_uri)
@@ -166,8 +168,8 @@ def resume(
     nlt resume
     nlt resume 0123456789abcdef0123456789abcdef
     """
-    from nlt.launcher import unfinished_runs
-    from nlt.sweep import Job, Options
+    from nlt.launcher import Options, unfinished_runs
+    from nlt.sweep import Job
     from nlt.tracking import folder_of, kill_orphans, open_store
 
     store = open_store(tracking_uri)
@@ -207,7 +209,7 @@ def sync(tracking_uri: str | None) -> None:
 
     delivered, undelivered = _deliver(open_store(tracking_uri))
     if undelivered:
-        raise failure(f"{undelivered} runs could not be delivered; what they hold stays here.", 1)
+        raise Incomplete(f"{undelivered} runs could not be delivered; what they hold stays here.")
     if not delivered:
         click.echo("nothing to deliver")
 

@@ -4,7 +4,7 @@ Networks learn right labels before wrong ones, so samples of small loss are most
 itself adds up its own mistakes; another one, with other initial weights, makes other mistakes.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,6 +25,8 @@ class CoTeaching(Settings):
     divides the mean by their number again, which shrinks its gradients some 100 times under an optimizer other than its
     Adam); the ramp ends after `ramp` epochs (the code's `linspace` one earlier); the optimizer is the experiment's.
     """
+
+    title: ClassVar = "Co-teaching"
 
     name: Literal["co_teaching"] = "co_teaching"
     forget_rate: float = Field(ge=0, lt=1)

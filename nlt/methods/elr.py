@@ -4,7 +4,7 @@ Before it memorizes wrong labels a network predicts the right ones. A running av
 and a term in the loss pulls towards it, against the gradient of a wrong label.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -23,6 +23,8 @@ class ELR(Settings):
     As in the authors' code (`loss.py`) p is clamped to [1e-4, 1 - 1e-4], so that the logarithm stays finite, and
     divided by its sum where it enters t. Differences: the optimizer and its schedule are the experiment's.
     """
+
+    title: ClassVar = "ELR"
 
     name: Literal["elr"] = "elr"
     lam: float = Field(3.0, ge=0, le=1000)

@@ -35,6 +35,7 @@ class O2U(Settings):
 
     added_later = frozenset({"forget_rounding"})
     read_by_last_stage_alone: ClassVar = frozenset({"training"})
+    title: ClassVar = "O2U"
 
     name: Literal["o2u"] = "o2u"
     forget_rate: float = Field(ge=0, lt=1)

@@ -1,6 +1,6 @@
 """Ordinary training on all samples with any loss: the paper's base model (CE) and its APL (NCE + RCE), section 3."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nlt.run import Run
 from nlt.settings import Settings
@@ -13,6 +13,9 @@ class Standard(Settings):
     Differences from the authors' code (`main.py`): the accuracy of an epoch is measured after it (the code measures
     before, and so never scores the last epoch), and `epochs` are run in full (`range(1, n)` runs n - 1).
     """
+
+    title: ClassVar = "Standard"
+    told_by: ClassVar = ("loss",)  # cross-entropy and a robust loss are two methods to whoever compares them
 
     name: Literal["standard"] = "standard"
     training: Stage = Stage()

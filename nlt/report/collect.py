@@ -41,6 +41,10 @@ METRICS = (
 )
 
 
+MOST_TOLD = 3
+"""Params in a label; cells that differ in more are told by the names of their runs."""
+
+
 @dataclass(frozen=True)
 class Published:
     """What a paper says of the same cell; fractions."""
@@ -61,7 +65,7 @@ class Cell:
     """The finished runs of one spec on the same data, one per seed."""
 
     label: str
-    """Method and loss, for people; no other cell of the same noise has it."""
+    """Method and what tells it from the others, for people; no other cell of the same noise has it."""
     spec_name: str
     sha256: str
     method: str
@@ -205,8 +209,8 @@ def sweeps_of(run: MlflowRun) -> list[str]:
 def cells(runs: list[MlflowRun]) -> list[Cell]:
     """Group one experiment's runs, the latest first, by spec and seed.
 
-    Specs that would share method, loss and noise get their run's name into the label, and where these are alike too
-    the beginning of the spec's hash.
+    Specs that would share label and noise get their run's name into the label, and where these are alike too the
+    beginning of the spec's hash.
     """
     by_spec: dict[str, dict[int, MlflowRun]] = defaultdict(dict)
     data_of: dict[str, str] = {}
@@ -217,9 +221,9 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
         by_spec[run.data.tags["nlt.spec_sha256"]].setdefault(int(run.data.tags["nlt.seed"]), run)
     groups = [dict(sorted(seeds.items())) for seeds in by_spec.values()]
     firsts = [next(iter(group.values())) for group in groups]
-    plain = [f"{_title(run.data.params['method'])}, {run.data.params['loss']}" for run in firsts]
     noises = [run.data.tags["nlt.noise"] for run in firsts]
     names = [str(run.info.run_name) for run in firsts]
+    plain = _labels(firsts, noises)
     taken = Counter(zip(plain, noises, strict=True))
     named = Counter(zip(plain, noises, names, strict=True))
     result = []
@@ -238,11 +242,28 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
     )
 
 
-def _title(method: str) -> str:
-    """Return a method's name as its settings class spells it: O2U for o2u."""
-    kinds = get_args(get_args(Method)[0])
-    titles = {get_args(kind.model_fields["name"].annotation)[0]: kind.__name__ for kind in kinds}
-    return str(titles.get(method, method))  # of a run by another version of nlt
+def _labels(runs: list[MlflowRun], noises: list[str]) -> list[str]:
+    """Name each run by its method and the params in which runs of that method differ at one and the same noise.
+
+    A method whose settings class names params in `told_by` is always told by these: the standard method is its loss.
+    """
+    kinds = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])}
+    beside: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for run, noise in zip(runs, noises, strict=True):
+        beside[run.data.params["method"], noise].append(run.data.params)
+    differing: dict[str, dict[str, None]] = defaultdict(dict)  # method -> params, in their order
+    for (method, _), several in beside.items():
+        keys = dict.fromkeys(key for params in several for key in params if key != "seed")
+        differing[method] |= {key: None for key in keys if len({params.get(key) for params in several}) > 1}
+    labels = []
+    for run in runs:
+        params = run.data.params
+        kind, method = kinds.get(params["method"]), params["method"]  # None: of another version of nlt
+        always = dict.fromkeys(getattr(kind, "told_by", ()))
+        keys = always | (differing[method] if len(differing[method]) <= MOST_TOLD else {})
+        told = [params.get(key, "none") if key == "loss" else f"{key} {params.get(key, 'none')}" for key in keys]
+        labels.append(", ".join([getattr(kind, "title", method), *told]))
+    return labels
 
 
 def _published(run: MlflowRun) -> Published | None:

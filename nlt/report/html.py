@@ -12,10 +12,10 @@ from markupsafe import Markup
 from mlflow.entities import DatasetInput
 from mlflow.entities import Run as MlflowRun
 
+from nlt.provenance import git_commit
 from nlt.report.collect import Comparison, noise_title, sweeps_of
 from nlt.report.plots import Drawing, svg
 from nlt.report.table import Table, details, results, run_list, show_time
-from nlt.tracking import git_commit
 
 NARROW = 6  # inches; a narrower figure is not stretched over the page
 
@@ -79,7 +79,7 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "MLflow experiment": {f"{comparison.experiment} (id {comparison.experiment_id})"},
         "data set (digest)": data,
         "training images": {p.get("train_images", "") for p in params},
-        "model": {f"{p.get('model', '')} {'width ' * ('width' in p)}{p.get('width', '')}".strip() for p in params},
+        "model": {t.get("nlt.model", p.get("model", "")) for t, p in zip(tags, params, strict=True)},
         "profile": {t.get("nlt.profile", "") for t in tags},
         "nlt": {t.get("nlt.version", "") for t in tags},
         "git commit": {t.get("nlt.git_commit", "") for t in tags},

@@ -22,11 +22,11 @@ from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
 from nlt.data import Dataset
 from nlt.events import Emit, Event, Failed, Finished, Noted, Started
-from nlt.launcher import Unfinished, stop_signals, unfinished_runs
+from nlt.launcher import Options, Unfinished, stop_signals, unfinished_runs
 from nlt.settings import BadInput, brief
-from nlt.sweep.job import Job, Options, run_job
+from nlt.sweep.job import Job, run_job
 from nlt.sweep.plan import finished_before
-from nlt.tracking import Store, folders, reopen_store, sync
+from nlt.tracking import Store, folders, sync
 
 RETRIES = 3  # of a run whose node or process died
 POLL_S = 0.5
@@ -207,7 +207,7 @@ def _run(
             mailbox.put.remote(index, event)
 
     try:
-        store = reopen_store(options.uri, options.runs)
+        store = options.open_store()
         left = _left_behind(job, store, others)
         if left is not None:
             sync(store)  # had it been finished and not delivered, it would be trained twice

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from nlt.data import Dataset
 from nlt.events import Emit, Event, Failed, Finished, Noted, Progressed, Started
-from nlt.launcher import Interrupted, RunFailed, Unfinished, launch, resume
-from nlt.prepare import Prepared
-from nlt.run import EpochRecord
+from nlt.launcher import Interrupted, Listener, Options, RunFailed, Unfinished, launch, resume
+from nlt.run import EpochRecord, Prepared
 from nlt.settings import BadInput
 from nlt.spec import Experiment
-from nlt.tracking import Store, reopen_store
+from nlt.tracking import Store
 
 
 @dataclass(frozen=True)
@@ -21,24 +19,6 @@ class Job:
     spec: Experiment
     seed: int
     unfinished: Unfinished | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the runs of a launch have in common."""
-
-    device: str | None
-    """None: where an unfinished run began."""
-    data_root: Path | None
-    """None: as an unfinished run was launched."""
-    uri: str
-    """`Store.uri`."""
-    runs: Path
-    """`Store.runs`."""
-    sweep: str | None = None
-    log_model: bool = False
-    leave: frozenset[str] = frozenset()
-    """`Experiment.prefixes` that a run leaves for the others."""
 
 
 def run_job(
@@ -73,35 +53,22 @@ def run_job(
     def on_epoch(epoch: EpochRecord) -> None:
         emit(Progressed(epoch.step, epoch.steps, epoch.stage, epoch.t, epoch.metrics))
 
+    listener = Listener(note, on_start, on_epoch)
     try:
-        store = store or reopen_store(options.uri, options.runs)
+        store = store or options.open_store()
         if job.unfinished:
             result = resume(
-                job.unfinished,
-                device=options.device,
-                data_root=options.data_root,
-                store=store,
-                dataset=dataset,
-                patience_s=patience_s,
-                leave=options.leave,
-                warn=note,
-                on_start=on_start,
-                on_epoch=on_epoch,
+                job.unfinished, options=options, listener=listener, store=store, dataset=dataset, patience_s=patience_s
             )
         else:
             result = launch(
                 job.spec,
                 seed=job.seed,
-                device=options.device or "auto",
-                data_root=options.data_root or "data",
-                log_model=options.log_model,
-                sweep=options.sweep,
+                options=options,
+                listener=listener,
                 store=store,
                 dataset=dataset,
-                leave=options.leave,
-                warn=note if patient else None,
-                on_start=on_start,
-                on_epoch=on_epoch,
+                patient=patient,
             )
     except BadInput as error:
         end: Finished | Failed = Failed("bad input", str(error))
@@ -118,12 +85,11 @@ def run_job(
 
 
 def _about(prepared: Prepared) -> str:
-    facts = prepared.facts
     wrong = ""
-    if (wrong_N := facts.train.wrong_N) is not None:
+    if (wrong_N := prepared.train.wrong_N) is not None:
         wrong = f", {float(wrong_N.double().mean()):.1%} wrong labels"
-    sizes = f"{len(facts.train):,} training images{wrong}, {len(facts.test):,} test images"
-    return f"{facts.dataset.name}: {sizes} · {facts.device} {facts.precision}"
+    sizes = f"{len(prepared.train):,} training images{wrong}, {len(prepared.test):,} test images"
+    return f"{prepared.dataset.name}: {sizes} · {prepared.device} {prepared.precision}"
 
 
 def in_turn(jobs: list[Job], options: Options, emit: Emit, store: Store) -> None:

@@ -64,7 +64,8 @@ def plan(
             if wanted.setdefault(_key(spec, seed), spec) is not spec:
                 warn(f"{spec.name}, seed {seed}, is the same as {wanted[_key(spec, seed)].name}: it runs once.")
     sweep = sweep or _name(wanted)
-    prefixes = Counter(key for (_, _, seed), spec in wanted.items() for key in spec.prefixes(seed).values())
+    found = [spec.prefix(seed) for (_, _, seed), spec in wanted.items()]
+    prefixes = Counter(prefix[1] for prefix in found if prefix is not None)
     shared = frozenset(prefix for prefix, runs in prefixes.items() if runs > 1)
     if rerun:
         forget_prefixes(store.runs, prefixes)

@@ -4,7 +4,7 @@
                      journal.jsonl       its epochs
                      checkpoint-STEP.pt  its state after them
 
-HASH is of `Experiment.prefixes`. A run that begins there is as one that was interrupted there, and goes on in the
+HASH is of `Experiment.prefix`. A run that begins there is as one that was interrupted there, and goes on in the
 same way. All is copied: the folder may go at any time.
 """
 
@@ -56,33 +56,31 @@ def leave_prefix(folder: RunFolder, step: int, prefix: str) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def find_prefix(runs: Path, prefixes: dict[int, str], launched: Record) -> Prefix | None:
-    """Return the longest prefix that is there and was trained on the same data and machine by the same code.
+def find_prefix(runs: Path, prefix: tuple[int, str] | None, launched: Record) -> Prefix | None:
+    """Return a prefix, if it is there and was trained on the same data and machine by the same code.
 
     Args:
         runs: `Store.runs`.
-        prefixes: of `Experiment.prefixes`.
+        prefix: of `Experiment.prefix`.
         launched: what `run.json` will hold of the new run, `same` and `alike` in it.
     """
-    for step, prefix in sorted(prefixes.items(), reverse=True):
-        place = runs / FOLDER / prefix
-        if not place.exists():
-            continue
-        try:
-            known = json.loads((place / "facts.json").read_text())
-            if known["trained_on"] != _trained_on(launched):
-                continue
-            journal = Journal(place / "journal.jsonl")
-            epochs = [record for record, _ in journal.read() if record["kind"] == "epoch" and record["step"] <= step]
-            journal.close()
-            saved = checkpoint.latest(place)
-            if saved is None or saved[0] != step or len(epochs) != step:
-                raise ValueError("parts are missing")
-        except (OSError, ValueError, BadInput):  # a crash of the machine cut it off, or another launch is over with it
-            shutil.rmtree(place, ignore_errors=True)
-        else:
-            return Prefix(known["run_id"], epochs, saved)
-    return None
+    if prefix is None or not (place := runs / FOLDER / prefix[1]).exists():
+        return None
+    step = prefix[0]
+    try:
+        known = json.loads((place / "facts.json").read_text())
+        if known["trained_on"] != _trained_on(launched):
+            return None
+        journal = Journal(place / "journal.jsonl")
+        epochs = [record for record, _ in journal.read() if record["kind"] == "epoch" and record["step"] <= step]
+        journal.close()
+        saved = checkpoint.latest(place)
+        if saved is None or saved[0] != step or len(epochs) != step:
+            raise ValueError("parts are missing")
+    except (OSError, ValueError, BadInput):  # a crash of the machine cut it off, or another launch is over with it
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    return Prefix(known["run_id"], epochs, saved)
 
 
 def forget_prefixes(runs: Path, prefixes: Iterable[str]) -> None:

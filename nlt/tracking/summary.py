@@ -7,8 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from nlt.figures import Picture
+from nlt.provenance import git_commit
+from nlt.tracking.artifacts import stepped_image
 from nlt.tracking.store import KIND_TAG, SWEEP_TAG, Store
-from nlt.tracking.tracker import git_commit, stepped_image
 
 LONGEST_TAG = 8000  # characters of a tag's value that MLflow's stores keep
 LEGIBLE = 1600  # pixels: these figures have several panels, and are looked at without a click
