@@ -57,12 +57,8 @@ def leave_prefix(folder: RunFolder, step: int, prefix: str) -> None:
 
 
 def find_prefix(runs: Path, prefixes: dict[int, str], launched: Record) -> Prefix | None:
-    """Return the longest prefix that is there and was trained on the same data and machine by the same code.
-
-    Args:
-        runs: `Store.runs`.
-        prefixes: of `Experiment.prefixes`.
-        launched: what `run.json` will hold of the new run, `same` and `alike` in it.
+    """Return the longest of a new run's `Experiment.prefixes` that was left here, trained on the same data and machine
+    by the same code; `launched` is what the new run's `run.json` will hold.
     """
     for step, prefix in sorted(prefixes.items(), reverse=True):
         place = runs / FOLDER / prefix
@@ -86,7 +82,7 @@ def find_prefix(runs: Path, prefixes: dict[int, str], launched: Record) -> Prefi
 
 
 def forget_prefixes(runs: Path, prefixes: Iterable[str]) -> None:
-    """Remove what was left for others, and what a process that was killed had begun to leave."""
+    """Remove prefixes that were left for other runs, and those that a killed process had begun to leave."""
     for prefix in prefixes:
         for place in (runs / FOLDER / prefix, *(runs / FOLDER).glob(f".{prefix}.*")):
             shutil.rmtree(place, ignore_errors=True)
