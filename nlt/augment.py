@@ -35,12 +35,12 @@ class CropFlipCutout(Settings):
             raise BadInput(f"augmentation.pad: images of {H} x {W} pixels have no {self.pad} to reflect: lower it.")
 
     def draw(self, M: int, H: int, W: int, generator: torch.Generator) -> Tensor:
-        """Return draws_M5, int64 on the CPU: shift down, shift right, flipped or not, row and column of the cutout."""
+        """Return draws_M5, int64 on the CPU: shift down, shift right, flip (0 or 1), row and column of the cutout."""
         ranges = ((-self.pad, self.pad + 1), (-self.pad, self.pad + 1), (0, 1 + self.flip), (0, H), (0, W))
         return torch.stack([torch.randint(low, high, (M,), generator=generator) for low, high in ranges], 1)
 
     def take(self, images_NHWC: Tensor, rows_B: Tensor, draws_B5: Tensor) -> Tensor:
-        """Return images_BHWC, the images of `rows_B` as `draws_B5` says, all on one device."""
+        """Return images_BHWC: the images of rows_B, changed as draws_B5 says; all three on one device."""
         _, H, W, _ = images_NHWC.shape
         down_B, right_B, flip_B, row_B, column_B = draws_B5[:, :, None].unbind(1)
         y_H, x_W = torch.arange(H, device=rows_B.device), torch.arange(W, device=rows_B.device)
@@ -60,5 +60,5 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 
 def _within(offset: Tensor, side: int) -> Tensor:
-    """Whether an offset from the centre lies in a square of that side, which may hang over the border."""
+    """Return whether an offset from a square's centre lies in the square."""
     return (offset >= -(side // 2)) & (offset < side - side // 2)

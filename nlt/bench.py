@@ -63,9 +63,9 @@ class Size:
     """How much is measured."""
 
     widths: tuple[float, ...]
-    """Of cnn9."""
+    """Widths of cnn9."""
     images: int
-    """In an epoch of nlt; a fifth as many are evaluated after it, as in CIFAR-4, and a quarter make the bound."""
+    """Images in an epoch of nlt; a fifth as many are evaluated after it, as in CIFAR-4, a quarter make the bound."""
     sampled: int
     """Images of the conventional loop in each round."""
     rounds: int
@@ -77,14 +77,14 @@ class Size:
 
 @dataclass
 class Bench:
-    """What was measured: seconds and rates, one number per round."""
+    """Measurements, one number per round."""
 
     about: dict[str, Any]
     """Device, precision, versions, sizes."""
     rates: dict[tuple[float, str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
     """(width, what, batch size) -> images per second."""
     shares: dict[tuple[float, str, int], list[float]] = field(default_factory=lambda: defaultdict(list))
-    """The same -> share of the compute bound, which was measured just before."""
+    """(width, what, batch size) -> share of the compute bound that was measured just before."""
     flops: dict[float, int] = field(default_factory=dict)
     """Width -> floating-point operations of a training step, per image."""
     matrix_rate: list[float] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Bench:
         return rows
 
     def json(self) -> dict[str, Any]:
-        """Return all of it, JSON-ready."""
+        """Return settings, measurements and rows, JSON-ready."""
         matrix = {
             "median": statistics.median(self.matrix_rate),
             "spread": (min(self.matrix_rate), max(self.matrix_rate)),
@@ -119,7 +119,7 @@ class Bench:
         return self.about | {"matrix_flops_per_second": matrix, "flops_per_image": self.flops, "rows": self.rows()}
 
     def table(self) -> Table:
-        """Lay out the rows."""
+        """Return the rows as a table for the terminal."""
         result = Table(title="cnn9, images per second", title_justify="left", caption_justify="left")
         result.caption = (
             f"medians of {self.about['rounds']} rounds (lowest - highest); {self.about['device_name']}, "
@@ -145,7 +145,7 @@ class Bench:
 
 
 def bench(device: str, size: Size, told: Callable[[str], None] = lambda sentence: None) -> Bench:
-    """Measure on `device` (`auto`, `cpu`, `cuda`, `cuda:i`); `told` hears of each round.
+    """Measure on `device` (`auto`, `cpu`, `cuda`, `cuda:i`); `told` gets a sentence after each round.
 
     Raises:
         BadInput: the device is not there.
@@ -243,7 +243,7 @@ def _timed(device: torch.device, call: Callable[[], object]) -> float:
 
 
 def resident(net: Learner, B: int) -> tuple[Tensor, Tensor]:
-    """Return (images_BCHW, labels_B) where the network is, as batches come to it."""
+    """Return a random batch (images_BCHW, labels_B) on the network's device, as training makes it."""
     samples, device = _samples(B), net.device
     return to_float(samples.images_NCHW.permute(0, 2, 3, 1).contiguous().to(device)), samples.labels_N.to(device)
 
@@ -255,7 +255,7 @@ def step(net: Learner, images_BCHW: Tensor, labels_B: Tensor) -> None:
 
 
 def _bound(net: Learner, B: int, images: int) -> float:
-    """Return seconds per image of forward, backward and optimizer step on one batch that is there."""
+    """Return seconds per image of forward, backward and optimizer step, on one batch that is on the device already."""
     net.network.train()
     batch, device, steps = resident(net, B), net.device, max(1, images // B)
     step(net, *batch)  # warms up, while what nlt left to its threads is finished

@@ -26,7 +26,7 @@ _NAME = re.compile(r"checkpoint-(\d{6,})\.pt")
 
 
 def file(folder: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
+    """Return the path of a step's checkpoint."""
     return folder / f"checkpoint-{step:06}.pt"
 
 
@@ -34,7 +34,7 @@ def save(folder: Path, step: int, state: State) -> None:
     """Write the checkpoint of a step, then remove all but the last `KEPT`.
 
     Raises:
-        OSError: it could not be written; the ones before are untouched.
+        OSError: the checkpoint could not be written; earlier ones are untouched.
     """
     payload = io.BytesIO()
     torch.save(state, payload)
@@ -56,7 +56,7 @@ class Writer:
         self._error: Exception | None = None
 
     def save(self, step: int, state: State) -> None:
-        """Copy the state, and begin to write it as `save` does; training may go on and change it.
+        """Copy the state and write the copy in the background, as `save` does; training may change the state meanwhile.
 
         Raises:
             OSError: as `wait`.
@@ -66,10 +66,10 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Return when what was begun is on the disk.
+        """Wait until the checkpoint under way is on the disk.
 
         Raises:
-            OSError: it could not be written; the ones before are untouched.
+            OSError: the checkpoint could not be written; earlier ones are untouched.
         """
         if self._thread is not None:
             self._thread.join()
@@ -96,7 +96,7 @@ class Writer:
 
 
 def _copy(value: Any) -> Any:
-    """Return the same with tensors of its own, on the CPU."""
+    """Return a copy of a state, its tensors on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -105,7 +105,7 @@ def _copy(value: Any) -> Any:
 
 
 def latest(folder: Path, warn: Callable[[str], None] = lambda sentence: None) -> tuple[int, State] | None:
-    """Return (step, state) of the newest checkpoint that is whole, or None; `warn` is told of damaged ones."""
+    """Return (step, state) of the newest whole checkpoint, or None; `warn` gets a sentence for each damaged one."""
     for step, path in reversed(_found(folder)):
         state = _read(path)
         if state is not None:
@@ -118,7 +118,7 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file so that after a crash or a full disk `path` holds all of the new content or all of the old.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the file could not be written.
     """
     part = path.with_name(f".{path.name}.part")
     try:

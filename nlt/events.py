@@ -1,4 +1,7 @@
-"""What is told of the runs of a launch, whoever trains and whoever listens; imports neither torch nor mlflow."""
+"""Events of a launch's runs, from the process that trains them to the one that shows them.
+
+This file imports neither torch nor mlflow.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,19 +10,19 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Started:
-    """A run begins to train, after `done` of its `steps` epochs if it was interrupted or another has trained these."""
+    """A run begins to train; `done` of its `steps` epochs are trained already."""
 
     run_id: str
     about: str
-    """What it trains on, for people."""
+    """Data set, sizes, share of wrong labels, device and precision, for people."""
     done: int
     steps: int
     shared: bool = False
-    """Whether another run has trained them."""
+    """Whether another run has trained the `done` epochs."""
 
     @property
     def after(self) -> str:
-        """Say which epochs are behind it; "" if none are."""
+        """Return a phrase on the `done` epochs; "" if there are none."""
         if not self.done:
             return ""
         if self.shared:
@@ -59,7 +62,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A run is not finished."""
+    """A run ended unfinished, or did not begin."""
 
     kind: Literal["bad input", "failed", "interrupted", "died"]
     sentence: str

@@ -16,13 +16,10 @@ BINS = 60
 
 
 def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: str) -> Picture:
-    """Draw the per-sample losses of one epoch, truly right and truly wrong labels apart where they are known.
+    """Draw a histogram of an epoch's losses_N (NaN where a sample was left out), right and wrong labels apart.
 
-    Args:
-        losses_N: NaN for samples that were left out, which are not drawn.
-        wrong_N: True where the given label is wrong, or None.
-        top: right end of the axis; what lies beyond is counted in the last bin.
-        title: one line above the axes.
+    wrong_N is True where the given label is wrong, None where that is unknown. The axis ends at `top`; the last bin
+    counts what lies beyond.
     """
     width, height, left, right, upper, lower = 480, 420, 50, 14, 48, 36
     canvas = Image.new("RGB", (width, height), "white")
@@ -69,12 +66,9 @@ def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: 
 
 
 def image_grid(images_NHWC: Tensor, captions: list[tuple[str, bool]], columns: int = 10) -> Picture:
-    """Draw images with a caption of one or two lines below each.
+    """Draw images_NHWC (uint8, one or three channels) in rows of `columns`, each above its caption of one or two lines.
 
-    Args:
-        images_NHWC: uint8, one or three channels.
-        captions: one per image, with True where it is to stand out.
-        columns: images in a row.
+    A caption that comes with True stands out.
     """
     cell, text_h, gap = 96, 32, 8
     rows = -(-len(captions) // columns)

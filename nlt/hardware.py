@@ -54,12 +54,9 @@ def find_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf
 
 
 def find_compile(wanted: Compile, device: torch.device, steps: dict[int, int]) -> tuple[bool, str]:
-    """Decide whether to compile the network, and say why.
+    """Return whether to compile the network, and why; `auto` compiles where that pays for itself within the run.
 
-    Args:
-        wanted: what the spec says; `auto` compiles where that pays for itself within the run.
-        device: where.
-        steps: batch size -> optimizer steps of the run; each size is compiled by itself.
+    `steps` maps each batch size, which is compiled by itself, to the run's optimizer steps.
     """
     if wanted != "auto":
         return wanted == "on", f"{wanted}, as the spec says"
@@ -73,8 +70,8 @@ def hold_memory() -> None:
     """Keep what a step frees for the next step instead of handing it back to the system.
 
     CNN9 asks for the same tensors at every step, and glibc gives those of megabytes back at once, to fetch them again
-    page by page: on two cores that takes 6 to 11 % of a step (docs/performance.md). From then on the process keeps what
-    its largest step needs; a launch asks for it, importing nlt changes nothing.
+    page by page: on two cores that takes 6 to 11 % of a step (docs/performance.md). The process then keeps what its
+    largest step needs. A launch asks for that; importing nlt changes nothing.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):  # glibc's; musl has none
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h

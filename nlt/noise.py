@@ -17,7 +17,7 @@ Draw = Literal["inverse_cdf", "per_sample_multinomial"]
 
 
 class Drawn(Settings):
-    """What every kind of noise that draws labels can be asked for."""
+    """Settings of every kind of noise that draws labels."""
 
     added_later = frozenset({"draw"})
 
@@ -152,16 +152,10 @@ Noise = Annotated[NoNoise | Symmetric | PairFlip | Asymmetric | Matrix, Field(di
 
 
 def corrupt(clean_N: Tensor, T_KK: Tensor, seed: int, draw: Draw = "inverse_cdf") -> Tensor:
-    """Draw a given label for each sample from the row of its true class.
+    """Return given_N, int64: a label for each sample, drawn from the row of T_KK (float64) of its class in clean_N.
 
-    Args:
-        clean_N: true classes, int64 in [0, K).
-        T_KK: transition matrix, float64, rows sum to 1.
-        seed: seed of the draw; the result depends on nothing else.
-        draw: how (see `Drawn.draw`). The two draw from the same distribution, but not the same labels.
-
-    Returns:
-        The given labels, (N,) int64.
+    The draw depends on no random state but `seed`. Both kinds of `draw` (see `Drawn.draw`) have the same distribution,
+    but not the same labels.
     """
     if draw == "per_sample_multinomial":
         # The published code's order of calls decides its labels: sample after sample, in the data set's order.
@@ -177,9 +171,9 @@ def corrupt(clean_N: Tensor, T_KK: Tensor, seed: int, draw: Draw = "inverse_cdf"
 
 
 def empirical_matrix(clean_N: Tensor, given_N: Tensor, K: int) -> Tensor:
-    """Return the T that was really drawn, (K, K) float64: counts of (true, given), each row divided by its sum.
+    """Return the drawn T, (K, K) float64: counts of (true, given), each row divided by its sum.
 
-    A class without samples gets a row of zeros.
+    A class without samples has a row of zeros.
     """
     counts_KK = torch.bincount(clean_N * K + given_N, minlength=K * K).reshape(K, K).double()
     return counts_KK / counts_KK.sum(1, keepdim=True).clamp(min=1)

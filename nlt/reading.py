@@ -33,7 +33,7 @@ def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Experiment:
 def load_all(path: str | Path, overrides: tuple[str, ...] = ()) -> list[Experiment]:
     """Read an experiment file as `load` does, once for each combination of values in overrides `key=value,value,...`.
 
-    The name of each says which of the listed values it has. A comma inside JSON or a JSON string parts nothing.
+    An experiment's name says which of the listed values it has. A comma inside JSON or a JSON string parts nothing.
 
     Raises:
         BadInput: as `load`.

@@ -22,7 +22,7 @@ class Settings(BaseModel):
     """Fields that older experiment files do not have; at their default they are no part of a spec's hash."""
 
     def deciding(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        """Return the settings as JSON-ready data for a hash, without `exclude` and fields added later and left alone.
+        """Return JSON-ready data for a hash: all fields but `exclude` and those of `added_later` at their default.
 
         So a spec keeps its hash when nlt gains a setting that the spec does not use.
         """
@@ -35,9 +35,8 @@ class Settings(BaseModel):
 class BadInput(Exception):
     """Something the user can mend: one sentence that names the field or file and the mend.
 
-    The command line prints it and exits with code 2. Each sentence is one printable line of bounded length, whatever
-    keys, paths and values stand in it: control characters would break it up or steer the terminal, and lone surrogates
-    cannot be printed at all.
+    The command line prints the error and exits with code 2. Each sentence is made one printable line of bounded length:
+    control characters in a key, path or value would steer the terminal, and lone surrogates cannot be printed.
     """
 
     def __init__(self, *sentences: str) -> None:
@@ -48,12 +47,12 @@ class BadInput(Exception):
 
 
 def brief(text: str, longest: int = 60) -> str:
-    """Quote what a user gave, for a sentence; the middle of a long text is left out."""
+    """Quote a user's text; the middle of a long one is left out."""
     return repr(text if len(text) <= longest else f"{text[: longest - 15]}...{text[-12:]}")
 
 
 def one_line(sentence: str) -> str:
-    """Make what may hold a user's texts one printable line of bounded length."""
+    """Escape what cannot be printed in a sentence, and leave out the middle of a long one."""
     if len(sentence) > LONGEST_SENTENCE:  # the place stands at the beginning, the mend at the end
         sentence = f"{sentence[: LONGEST_SENTENCE * 2 // 3]} ... {sentence[-LONGEST_SENTENCE // 3 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)

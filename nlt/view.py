@@ -21,7 +21,7 @@ def link(base: str, experiment_id: str) -> str:
 
 
 def description(experiment: str) -> str:
-    """Return what a new experiment says of itself, Markdown; from then on it is the user's to edit."""
+    """Return the description of a new experiment, Markdown; nlt never overwrites it."""
     return f"""Image classifiers trained on noisy labels by **nlt**: one run per experiment file and seed.
 
 - **Charts**: `nlt ui` prints the link that opens this experiment on its comparison view; sliders go through the epochs.
@@ -34,7 +34,7 @@ def description(experiment: str) -> str:
 
 
 def comparison_view() -> str:
-    """Return the value of the tag."""
+    """Return the comparison view, as the value of the tag `TAG`."""
     sections = [  # uuid, title, charts in a row, their height in pixels
         ("summary", "Summary of the sweep", 2, 620),
         ("accuracy", "Accuracy", 2, 340),

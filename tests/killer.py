@@ -3,10 +3,11 @@
     python killer.py < requests        one JSON object a line, answered by one line with the exit code
 
 A request: {"args": [...], "cwd": DIR, "out": FILE, "env": {...}, "die": DEATH | null}, and
-DEATH: {"at": MOMENT, "n": N} | {"after": SECONDS} | {"file_size": BYTES}.
+DEATH: {"at": MOMENT, "n": N} | {"after": SECONDS} | {"interrupted_in_step": N} | {"file_size": BYTES}.
 MOMENT names a function below; the process kills itself with SIGKILL in the middle of the N-th call of it. That meets
 moments that a clock would hit once in a thousand tries. -9 is the answer where it came to that.
-With "file_size" nothing dies, but no file may grow beyond that.
+"interrupted_in_step" is Ctrl-C within the N-th optimizer step, which nlt outlives. With "file_size" nothing dies, but
+no file may grow beyond that.
 """
 
 import json
@@ -33,12 +34,12 @@ from nlt.cli import main
 torch.set_num_threads(1)
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def die(by: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), by)
 
 
-def cut(owner: Any, name: str, n: int, half: Any, of: str = "") -> None:
-    """Let the n-th call of owner.name that concerns `of` do `half` of its work, then die."""
+def cut(owner: Any, name: str, n: int, half: Any, of: str = "", by: signal.Signals = signal.SIGKILL) -> None:
+    """Let the n-th call of owner.name that concerns `of` do `half` of its work, then die, or go on if `by` allows."""
     real, calls = getattr(owner, name), 0
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -46,7 +47,7 @@ def cut(owner: Any, name: str, n: int, half: Any, of: str = "") -> None:
         calls += of in str(args)
         if of in str(args) and calls == n:
             half(real, *args, **kwargs)
-            die()
+            die(by)
         return real(*args, **kwargs)
 
     setattr(owner, name, wrapped)
@@ -97,6 +98,8 @@ def child(request: dict[str, Any]) -> None:
         case {"at": moment, "n": n}:
             owner, name, half, *of = MOMENTS[moment]
             cut(owner, name, n, half, *of)
+        case {"interrupted_in_step": n}:
+            cut(torch.optim.SGD, "step", n, nothing, by=signal.SIGINT)
         case {"file_size": limit}:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

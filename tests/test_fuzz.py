@@ -7,9 +7,11 @@ import copy
 import json
 import math
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -40,60 +42,108 @@ RAW = [
     '1, "name": "ce"', '1, "rate": 1', '"a" "b"', "[" * 60 + "]" * 60, "[" * 3000, "{" * 3000, '{"a":' * 200 + "1" + "}" * 200,
 ]  # fmt: skip
 
-scalars = st.one_of(
+values = st.one_of(
     st.sampled_from([None, True, False, [], {}, [[]], [{}], {"": 1}, *NASTY_NUMBERS, *NASTY_TEXT]),
     st.sampled_from([*KINDS, *({"name": kind} for kind in KINDS)]),
     st.integers(),
     st.floats(allow_nan=True, allow_infinity=True),
     st.text(max_size=30),
-    st.sampled_from(RAW).map(lambda raw: f"@{raw}@"),
+    st.sampled_from(RAW).map(lambda raw: f"@{raw}@"),  # see with_raw
 ).map(copy.deepcopy)  # what is put into a tree may be mutated there
 keys = st.one_of(st.sampled_from([*KEYS, *(key[:-1] for key in KEYS), *NASTY_TEXT]), st.text(max_size=20))
 
 
-def places(tree: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) in a JSON tree."""
+class Place(NamedTuple):
+    """Where a JSON tree is mutated: at container[key]."""
+
+    container: Any
+    """A dict or a list."""
+    key: Any
+
+
+def places(tree: Any) -> list[Place]:
+    """Every place in a JSON tree."""
     found, waiting = [], [tree]
     while waiting:  # not recursion: trees get deep here
         node = waiting.pop()
         keys: Any = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
-        found += [(node, key) for key in keys]
+        found += [Place(node, key) for key in keys]
         waiting += [node[key] for key in keys]
     return found
 
 
+# A mutation changes a tree at a place; `everywhere` are all of its places. One that does not fit there does nothing.
+
+
+def replace(draw: st.DrawFn, at: Place, everywhere: list[Place]) -> None:
+    """Any value for the one that is there."""
+    at.container[at.key] = draw(values)
+
+
+def delete(draw: st.DrawFn, at: Place, everywhere: list[Place]) -> None:
+    """A key or an item less."""
+    del at.container[at.key]
+
+
+def add(draw: st.DrawFn, at: Place, everywhere: list[Place]) -> None:
+    """Any value under a key that is known, nearly known or wild."""
+    if isinstance(at.container, dict):
+        at.container[draw(keys)] = draw(values)
+
+
+def rename(draw: st.DrawFn, at: Place, everywhere: list[Place]) -> None:
+    """The value under another key."""
+    if isinstance(at.container, dict):
+        at.container[draw(keys)] = at.container.pop(at.key)
+
+
+def duplicate(draw: st.DrawFn, at: Place, everywhere: list[Place]) -> None:
+    """A value of the same file in the wrong place."""
+    other = everywhere[draw(st.integers(0, len(everywhere) - 1))]
+    at.container[at.key] = copy.deepcopy(other.container[other.key])
+
+
+def nest(draw: st.DrawFn, at: Place, everywhere: list[Place]) -> None:
+    """The value one, two or sixty levels deeper."""
+    for _ in range(draw(st.sampled_from([1, 2, 60]))):
+        at.container[at.key] = draw(st.sampled_from([[at.container[at.key]], {"name": at.container[at.key]}]))
+
+
+def scale(draw: st.DrawFn, at: Place, everywhere: list[Place]) -> None:
+    """The number negative, zero, somewhat off, or out of all bounds."""
+    if type(at.container[at.key]) in (int, float):  # not bool
+        with suppress(OverflowError):  # 10**400 has no half
+            at.container[at.key] *= draw(st.sampled_from([-1, 0, 10, 0.5, 1e9, 1e300]))
+
+
+Mutation = Callable[[st.DrawFn, Place, list[Place]], None]
+MUTATIONS: dict[Mutation, int] = {replace: 4, delete: 1, add: 1, rename: 1, duplicate: 1, nest: 1, scale: 1}
+"""Each with how often it is taken in ten."""
+
+
 @st.composite
 def mutated(draw: st.DrawFn, trees: st.SearchStrategy[dict[str, Any]]) -> str:
+    """The text of a JSON tree after one to three mutations."""
     tree = copy.deepcopy(draw(trees))
     for _ in range(draw(st.integers(1, 3))):
-        found = places(tree)
-        if not found:
+        everywhere = places(tree)
+        if not everywhere:
             break
         # Few files have more than a hundred places; taking the deep ones as often as the shallow ones is meant.
-        container, key = found[draw(st.integers(0, len(found) - 1))]
-        match draw(st.sampled_from(["replace"] * 4 + ["delete", "add", "rename", "copy", "nest", "change"])):
-            case "replace":
-                container[key] = draw(scalars)
-            case "delete":
-                del container[key]
-            case "add" if isinstance(container, dict):
-                container[draw(keys)] = draw(scalars)
-            case "rename" if isinstance(container, dict):
-                container[draw(keys)] = container.pop(key)
-            case "copy":
-                other, place = found[draw(st.integers(0, len(found) - 1))]
-                container[key] = copy.deepcopy(other[place])
-            case "nest":
-                for _ in range(draw(st.sampled_from([1, 2, 60]))):
-                    container[key] = draw(st.sampled_from([[container[key]], {"name": container[key]}]))
-            case "change" if type(container[key]) in (int, float):
-                container[key] *= draw(st.sampled_from([-1, 0, 10, 0.5, 1e9, 1e300]))
-    text = json.dumps(tree, ensure_ascii=draw(st.booleans()))
+        at = everywhere[draw(st.integers(0, len(everywhere) - 1))]
+        mutation = draw(st.sampled_from([mutation for mutation, weight in MUTATIONS.items() for _ in range(weight)]))
+        mutation(draw, at, everywhere)
+    return with_raw(json.dumps(tree, ensure_ascii=draw(st.booleans())))
+
+
+def with_raw(text: str) -> str:
+    """JSON in which each string "@...@" is replaced by what stands between, not quoted."""
     return re.sub(r'"@((?:[^"\\]|\\.)*)@"', lambda found: json.loads(f'"{found[1]}"'), text)
 
 
 @st.composite
 def mutated_files(draw: st.DrawFn) -> bytes:
+    """The bytes of a shipped file: damaged in one case of four, else mutated and, at times, of another encoding."""
     shipped = st.sampled_from(sorted(FILES))
     if draw(st.integers(0, 3)) == 0:
         return draw(corrupted(FILES[draw(shipped)].encode()))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,19 +46,6 @@ def test_compilation_pays_only_where_it_is_a_gain_and_there_are_many_steps(monke
 
 def test_importing_nlt_changes_nothing_in_the_process():
     """glibc's thresholds cannot be read back; that nobody sets them can be seen."""
-    code = (
-        "import ctypes\n"
-        "class Refuses(ctypes.CDLL):\n"
-        "    def __getattr__(self, name):\n"
-        "        assert name != 'mallopt'\n"
-        "        return super().__getattr__(name)\n"
-        "ctypes.CDLL = Refuses\n"
-        "import nlt.launcher, nlt.train, nlt.bench\n"
-        "import nlt.hardware\n"
-        "try:\n"
-        "    nlt.hardware.hold_memory()\n"
-        "except AssertionError:\n"
-        "    print('asked for')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    script = Path(__file__).with_name("importing.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert sys.platform != "linux" or done.stdout == "asked for\n"

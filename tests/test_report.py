@@ -5,8 +5,11 @@ import io
 import json
 import shutil
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from click.testing import CliRunner
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from mlflow import MlflowClient
 from mlflow.entities import Metric as Point
 from mlflow.entities import Param, RunTag
 
@@ -30,6 +34,7 @@ from nlt.tracking import Store, experiment_id, open_store
 
 NAN = float("nan")
 PUBLISHED = {"source": "Doe <b>2023</b>, Table 1", "n": 1, "test_accuracy": 0.796}
+PUBLISHED_FOR = ("o2u", "CE", "symmetric 0.2")
 # Seed -> last-epoch accuracy. Differences of o2u to standard at 0.2: 0.10, 0.20; at 0.6 seed 0 alone is in both.
 ACCURACIES = {
     ("standard", "CE", "symmetric 0.2"): {0: 0.60, 1: 0.70},
@@ -40,41 +45,80 @@ ACCURACIES = {
 }
 
 
-def add_run(store: Store, experiment: str, method="standard", loss="CE", noise="symmetric 0.2", seed=0, accuracy=0.5, *,
-            name=None, sha=None, tags=None, status="FINISHED", artifacts=True, published=None) -> str:  # fmt: skip
-    """Add a run of four epochs on four samples, of which the second has a wrong label; O2U: 1 + 2 + 1 epochs."""
-    client = store.client
-    detects = method == "o2u"
-    name = name or f"{method}_{loss}_{noise.split()[-1]}"
-    all_tags = {"nlt.version": "0", "nlt.spec_sha256": sha or name, "nlt.seed": str(seed), "nlt.noise": noise}
-    all_tags |= {"nlt.device": "cpu", "nlt.sweep": "first"} | (tags or {})
-    if published:
-        all_tags["nlt.published"] = json.dumps(published)
-    run = client.create_run(experiment, run_name=name, tags=all_tags).info.run_id
-    params = {"method": method, "loss": loss, "epochs": "1+2+1" if detects else "4", "seed": str(seed)}
-    points = [Point(f"final/{k}", v, 0, 4) for k, v in (("test_accuracy_last", accuracy), ("train_seconds", 90.0))]
-    points += [Point("test/accuracy", accuracy * step / 4, 0, step) for step in (1, 2, 3, 4)]
-    points += [Point("optim/lr", 0.01 / step, 0, step) for step in (1, 2, 3, 4)]
-    points += [Point("noise/drawn_rate", 0.25, 0, 0)]
-    if detects:
-        points += [Point("noise/remaining", value + seed / 10, 0, step) for step, value in ((2, 0.2), (3, 0.1))]
-        points += [Point("final/noise_precision", 0.75, 0, 4)]
-    client.log_batch(run, points, [Param(k, v) for k, v in params.items()], [RunTag("mlflow.user", "x")])
-    if artifacts:
-        folder = store.artifacts.parent / f"made-{run}"
-        folder.mkdir()
+@dataclass(frozen=True)
+class Made:
+    """A run of four epochs on four samples, of which the second has a wrong label; O2U: 1 + 2 + 1 epochs."""
+
+    method: str = "standard"
+    loss: str = "CE"
+    noise: str = "symmetric 0.2"
+    seed: int = 0
+    accuracy: float = 0.5
+    """After the last epoch; a quarter of it after the first, and so on."""
+    name: str = ""
+    """By default from method, loss and rate."""
+    sha: str = ""
+    """Of the spec; by default its name, so that runs of one name are seeds of one spec."""
+    status: str = "FINISHED"
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Beside those that every run has, or in their place."""
+    arrays: bool = False
+    """Whether losses, labels and masks lie in its artifacts."""
+
+    @property
+    def detects(self) -> bool:
+        return self.method == "o2u"
+
+    def all_tags(self, name: str) -> dict[str, str]:
+        own = {"nlt.spec_sha256": self.sha or name, "nlt.seed": str(self.seed), "nlt.noise": self.noise}
+        return {"nlt.version": "0", "nlt.device": "cpu", "nlt.sweep": "first"} | own | dict(self.tags)
+
+    def params(self) -> list[Param]:
+        epochs = "1+2+1" if self.detects else "4"
+        values = {"method": self.method, "loss": self.loss, "epochs": epochs, "seed": str(self.seed)}
+        return [Param(key, value) for key, value in values.items()]
+
+    def points(self) -> Iterator[Point]:
+        yield Point("final/test_accuracy_last", self.accuracy, 0, 4)
+        yield Point("final/train_seconds", 90.0, 0, 4)
+        yield Point("noise/drawn_rate", 0.25, 0, 0)
+        for step in (1, 2, 3, 4):
+            yield Point("test/accuracy", self.accuracy * step / 4, 0, step)
+            yield Point("optim/lr", 0.01 / step, 0, step)
+        if self.detects:
+            yield Point("noise/remaining", 0.2 + self.seed / 10, 0, 2)
+            yield Point("noise/remaining", 0.1 + self.seed / 10, 0, 3)
+            yield Point("final/noise_precision", 0.75, 0, 4)
+
+    def write_arrays(self, folder: Path) -> None:
         ids = np.arange(4)
-        losses = np.array([[2, 2, 2, 2], [1, 4, 1, 3], [0.5, 6, 1, 4], [0.5, NAN if detects else 5, 1, 1]], np.float16)
+        removed = NAN if self.detects else 5  # by the last mask: the second sample
+        losses = np.array([[2, 2, 2, 2], [1, 4, 1, 3], [0.5, 6, 1, 4], [0.5, removed, 1, 1]], np.float16)
         np.savez(folder / "losses.npz", losses=losses, ids=ids)
         np.savez(folder / "labels.npz", ids=ids, given=[0, 1, 0, 1], clean=[0, 0, 0, 1])
-        if detects:
+        if self.detects:
             keep = np.array([[1, 1, 1, 0], [1, 0, 1, 1]], bool)
             np.savez(folder / "masks.npz", keep=np.packbits(keep, axis=1), steps=[2, 3], ids=ids)
-        client.log_artifacts(run, str(folder))
-        shutil.rmtree(folder)
-    client.set_terminated(run, status)
-    time.sleep(0.002)  # runs are ordered by their start, in milliseconds
-    return run
+
+
+def add(store: Store, *runs: Made) -> None:
+    """Log runs, one after the other, in the one experiment of the store."""
+    found = store.client.get_experiment_by_name("made-up")
+    experiment = found.experiment_id if found else store.client.create_experiment("made-up", str(store.artifacts))
+    for made in runs:
+        log(store.client, experiment, made)
+        time.sleep(0.002)  # runs are ordered by their start, in milliseconds
+
+
+def log(client: MlflowClient, experiment: str, made: Made) -> None:
+    name = made.name or f"{made.method}_{made.loss}_{made.noise.split()[-1]}"
+    run = client.create_run(experiment, run_name=name, tags=made.all_tags(name)).info.run_id
+    client.log_batch(run, list(made.points()), made.params(), [RunTag("mlflow.user", "x")])
+    if made.arrays:
+        with TemporaryDirectory() as folder:
+            made.write_arrays(Path(folder))
+            client.log_artifacts(run, folder)
+    client.set_terminated(run, made.status)
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +127,11 @@ def filled(template_store, tmp_path_factory) -> Store:
     folder = tmp_path_factory.mktemp("filled") / "store"
     shutil.copytree(template_store, folder)
     store = open_store(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = store.client.create_experiment("made-up", artifact_location=str(store.artifacts))
     for (method, loss, noise), seeds in ACCURACIES.items():
+        tags = {"nlt.published": json.dumps(PUBLISHED)} if (method, loss, noise) == PUBLISHED_FOR else {}
         for seed, accuracy in seeds.items():
-            published = PUBLISHED if (method, loss, noise) == ("o2u", "CE", "symmetric 0.2") else None
-            add_run(store, experiment, method, loss, noise, seed, accuracy, published=published)
+            add(store, Made(method, loss, noise, seed, accuracy, tags=tags, arrays=True))
     return store
-
-
-@pytest.fixture
-def empty(store) -> tuple[Store, str]:
-    """A fresh store and an experiment in it."""
-    return store, store.client.create_experiment("made-up", artifact_location=str(store.artifacts))
 
 
 def nlt(*args: object):
@@ -149,28 +186,24 @@ def test_order_labels_and_values(filled):
     assert comparison.cell("O2U, NCE+RCE", "symmetric 0.6") is None
 
 
-def test_repetitions_unfinished_and_summary_runs_do_not_count(empty):
-    store, experiment = empty
-    for accuracy, more in ((0.1, {}), (0.6, {}), (0.9, {"status": "FAILED"}), (0.8, {"tags": {"nlt.kind": "summary"}})):
-        add_run(store, experiment, accuracy=accuracy, artifacts=False, **more)
+def test_repetitions_unfinished_and_summary_runs_do_not_count(store):
+    add(store, Made(accuracy=0.1), Made(accuracy=0.6))  # the later one counts
+    add(store, Made(accuracy=0.9, status="FAILED"), Made(accuracy=0.8, tags={"nlt.kind": "summary"}))
     assert cell_of(store, "Standard, CE", "symmetric 0.2").values(ACCURACY) == {0: 0.6}
 
 
-def test_specs_that_differ_otherwise_are_told_apart(empty):
-    store, experiment = empty
-    for name, sha in (("thin", "1"), ("wide", "2"), ("wide", "3456789"), ("x", "4")):
-        noise = "none" if name == "x" else "symmetric 0.2"
-        add_run(store, experiment, name=name, sha=sha, noise=noise, artifacts=False)
+def test_specs_that_differ_otherwise_are_told_apart(store):
+    add(store, Made(name="thin", sha="1"), Made(name="wide", sha="2"), Made(name="wide", sha="3456789"))
+    add(store, Made(name="x", sha="4", noise="none"))
     [comparison] = compare(store)
     labels = {cell.label for cell in comparison.cells}
     assert labels == {"Standard, CE [thin]", "Standard, CE [wide 2]", "Standard, CE [wide 345678]", "Standard, CE"}
     assert list(comparison.baselines) == ["none"]  # no telling which of the others is the baseline
 
 
-def test_a_run_belongs_to_each_of_its_sweeps(empty):
-    store, experiment = empty
+def test_a_run_belongs_to_each_of_its_sweeps(store):
     for seed, sweep in enumerate(("a", "a,b c", "ab", "b")):
-        add_run(store, experiment, seed=seed, tags={"nlt.sweep": sweep}, artifacts=False)
+        add(store, Made(seed=seed, tags={"nlt.sweep": sweep}))
     for sweep, seeds in (("a", [0, 1]), ("b c", [1]), ("b", [3]), ("ab", [2])):
         [comparison] = compare(store, sweep=sweep)
         assert list(comparison.cells[0].runs) == seeds
@@ -180,10 +213,9 @@ def test_a_run_belongs_to_each_of_its_sweeps(empty):
     assert list(comparison.cells[0].runs) == [0]
 
 
-def test_published_numbers_that_make_no_sense_are_passed_over(empty):
-    store, experiment = empty
+def test_published_numbers_that_make_no_sense_are_passed_over(store):
     for seed, text in enumerate(("{", "[]", '{"test_accuracy": 1}', '{"source": "x", "test_accuracy": "many"}')):
-        add_run(store, experiment, name=str(seed), tags={"nlt.published": text}, artifacts=False)
+        add(store, Made(name=str(seed), tags={"nlt.published": text}))
     assert [cell.published for cell in compare(store)[0].cells] == [None] * 4
 
 
@@ -231,20 +263,18 @@ def test_markdown_rows(filled):
     assert "| symmetric 0.6 | O2U, CE | 2 | \N{MINUS SIGN}5.0 (1) | 90 ± 0 |" in text
 
 
-def test_a_published_number_of_which_nobody_said_how_many_runs(empty):
+def test_a_published_number_of_which_nobody_said_how_many_runs(store):
     """Runs of an nlt before `n`, and a number of runs that is none."""
-    store, experiment = empty
-    for name, n in (("unsaid", {}), ("many", {"n": "many"})):
-        add_run(store, experiment, name=name, published={"source": "Doe", "test_accuracy": 0.7, **n}, artifacts=False)
+    published = {"source": "Doe", "test_accuracy": 0.7}
+    add(store, Made(name="unsaid", tags={"nlt.published": json.dumps(published)}))
+    add(store, Made(name="many", tags={"nlt.published": json.dumps(published | {"n": "many"})}))
     text = markdown(compare(store))
     assert "[unsaid] | 50.0 (1) [70.0] |" in text
     assert "[many] | 50.0 (1) |" in text
 
 
-def test_a_bar_in_a_name_does_not_end_its_column(empty):
-    store, experiment = empty
-    for name in ("a|b", "c"):
-        add_run(store, experiment, name=name, artifacts=False)
+def test_a_bar_in_a_name_does_not_end_its_column(store):
+    add(store, Made(name="a|b"), Made(name="c"))
     assert "| Standard, CE [a\\|b] | 50.0 (1) |" in markdown(compare(store))
 
 
@@ -315,11 +345,10 @@ def test_panels_by_hand(filled):
     assert [w.tolist() for w in row.wrong] == [[2], [4], [6], []]
 
 
-def test_equal_masks_are_drawn_once(empty):
-    store, experiment = empty
+def test_equal_masks_are_drawn_once(store):
     for loss in ("CE", "NCE+RCE"):
         for seed in (0, 1):
-            add_run(store, experiment, "o2u", loss, seed=seed)
+            add(store, Made("o2u", loss, seed=seed, arrays=True))
     [comparison] = compare(store)
     [panel] = panels(store, comparison.cells)
     assert [d.labels for d in panel.detections] == [["O2U, CE", "O2U, NCE+RCE"]]
@@ -362,11 +391,10 @@ def test_figures_of_two_noises(written):
     assert all(f.read_bytes().startswith(b"%PDF" if f.suffix == ".pdf" else b"\x89PNG") for f in files)
 
 
-def test_figures_of_one_run_and_of_less(empty):
-    store, experiment = empty
-    add_run(store, experiment, artifacts=False)
+def test_figures_of_one_run_and_of_less(store):
+    add(store, Made())
     assert names_of(store) == ["accuracy"]
-    add_run(store, experiment)
+    add(store, Made(arrays=True))
     assert names_of(store) == ["accuracy", "losses_symmetric_0.2"]
     [comparison] = compare(store)
     for drawing in drawings(comparison, panels(store, comparison.cells)):
@@ -452,10 +480,8 @@ def test_the_page_says_where_its_numbers_come_from(read_page, filled):
         assert words in text, words
 
 
-def test_names_are_text_on_the_page(empty):
-    store, experiment = empty
-    for name in ("<script>alert(1)</script>", "b"):
-        add_run(store, experiment, name=name, artifacts=False)
+def test_names_are_text_on_the_page(store):
+    add(store, Made(name="<script>alert(1)</script>"), Made(name="b"))
     [comparison] = compare(store)
     parser = References()
     parser.feed(page([(comparison, [])]))
@@ -466,11 +492,10 @@ def test_names_are_text_on_the_page(empty):
 # ---- the summary run ----
 
 
-def test_the_summary_run_is_made_once_and_brought_up_to_date(empty):
-    store, experiment = empty
-    add_run(store, experiment, seed=0, accuracy=0.6, tags={"nlt.sweep": "s,other"})
+def test_the_summary_run_is_made_once_and_brought_up_to_date(store):
+    add(store, Made(seed=0, accuracy=0.6, tags={"nlt.sweep": "s,other"}, arrays=True))
     first = log_summary(store, "s")
-    add_run(store, experiment, seed=1, accuracy=0.7, tags={"nlt.sweep": "s"})
+    add(store, Made(seed=1, accuracy=0.7, tags={"nlt.sweep": "s"}, arrays=True))
     assert log_summary(store, "s") == first
     assert log_summary(store, "other") != first
     run = store.client.get_run(first)

@@ -345,44 +345,16 @@ def test_on_a_gpu_a_deterministic_run_resumes_to_equal_numbers(place):
 # ---- several runs in one command ----
 
 
-def test_stopped_in_the_last_epoch_of_a_run_the_next_one_is_not_begun(place):
+def test_stopped_in_the_last_epoch_of_a_run_the_next_one_is_not_begun(killer, place):
     """The run is finished, since all was done; the rest of the command is not."""
-    (place / "one.json").write_text(json.dumps(tiny(name="one", data=DATA, method=METHODS["standard"])))
-    command = [
-        sys.executable,
-        "-c",
-        STOP_IN_LAST_EPOCH,
-        "launch",
-        "one.json",
-        "--device",
-        "cpu",
-        "--seed",
-        "0",
-        "--seed",
-        "1",
-    ]
-    done = subprocess.run(
-        command, cwd=place, env=os.environ | {"PYTHONPATH": str(REPO)}, capture_output=True, text=True
-    )
-    assert done.returncode == 130, done.stderr
-    assert "interrupted; the run in progress was finished, 1 were not begun." in done.stderr
+    spec = spec_file(place, "standard")
+    last = {"interrupted_in_step": 7 * 3 + 1}  # of 8 epochs; 80 images in batches of 32 are 3 steps
+    code, text = killer("launch", spec, "--device", "cpu", "--seed", "0", "--seed", "1", cwd=place, die=last)
+    assert code == 130, text
+    assert "interrupted; the run in progress was finished, 1 were not begun." in text
     client = open_store(uri_of(place)).client
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert [(run.info.status, run.data.params["seed"]) for run in runs] == [("FINISHED", "0")]
-
-
-STOP_IN_LAST_EPOCH = """
-import os, signal
-import nlt.run
-real = nlt.run.Run._end
-def end(self, *epoch):
-    if self.step == 7:
-        os.kill(os.getpid(), signal.SIGINT)
-    real(self, *epoch)
-nlt.run.Run._end = end
-from nlt.cli import main
-main()
-"""
 
 
 def test_a_run_that_cannot_go_on_does_not_keep_others_from_it(killer, killed):

@@ -1,4 +1,4 @@
-"""From the journal to MLflow, in the background; training never waits for it.
+"""Delivery of a run's journal to MLflow, in the background; training never waits for MLflow.
 
 What is sent twice does no harm: a metric keeps the time it was journaled at, and MLflow holds equal points once;
 params, tags and inputs of equal value are the same ones; a file goes to the same place. So delivery repeats what it is
@@ -103,11 +103,11 @@ class Courier:
         self._thread.start()
 
     def wake(self) -> None:
-        """Tell it that the journal has grown."""
+        """Say that the journal has grown."""
         self._wake.set()
 
     def drain(self, patience_s: float = PATIENCE_S) -> bool:
-        """Wait until all is delivered, or until nothing has got through for `patience_s`; tell whether all is."""
+        """Wait until all is delivered, or until nothing has got through for `patience_s`; return whether all is."""
         self._closing.set()
         self.wake()
         seen, since = self._folder.delivered, time.monotonic()
@@ -118,7 +118,7 @@ class Courier:
         return self._folder.delivered == self._folder.journal.end
 
     def stop(self) -> None:
-        """Let the thread end. One that waits for an answer sends nothing more after it."""
+        """End the thread; if it waits for an answer, it sends nothing more afterwards."""
         self._stopped = True
         self._closing.set()
         self.wake()
@@ -173,7 +173,7 @@ class Synced:
     runs: int
     """How many runs had something to deliver."""
     complaints: list[str]
-    """A sentence for each that could not be delivered whole."""
+    """A sentence for each run that could not be delivered whole."""
     elsewhere: Counter[str]
     """Other stores that runs in the same folder wait for, with their number."""
 

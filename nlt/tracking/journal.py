@@ -41,7 +41,7 @@ class Journal:
     """Append-only lines of `CRC32 JSON`; a line counts once it and its newline are on disk."""
 
     def __init__(self, path: Path):
-        """Open it for appending, and cut off what a crash left of an unfinished line.
+        """Open a journal for appending, and cut off what a crash left of an unfinished line.
 
         Raises:
             BadInput: a line that others follow is damaged, or the first one.
@@ -174,16 +174,11 @@ class RunFolder:
     """One run's folder, locked for this process from construction to `close`."""
 
     def __init__(self, path: Path, lock: FileLock | None = None, patience_s: float = 0.0):
-        """Open a folder that `create` made.
-
-        Args:
-            path: the folder.
-            lock: its lock, if this process holds it already.
-            patience_s: how long to wait for a process that has it open.
+        """Open a folder that `create` made; `lock` is its lock if this process holds it already.
 
         Raises:
-            Busy: another process has it open, or has just removed it.
-            BadInput: it is damaged, or belongs to another user.
+            Busy: another process has the folder open for longer than `patience_s`, or has just removed it.
+            BadInput: the folder is damaged, or belongs to another user.
         """
         self.path, self.run_id = path, path.name
         self._lock = lock or FileLock(path / "lock")
@@ -214,17 +209,12 @@ class RunFolder:
     def create(
         cls, runs: Path, run_id: str, facts: Record, records: list[Record], saved: tuple[int, State] | None = None
     ) -> "RunFolder":
-        """Make the folder of a new run.
+        """Make the folder of a new run, with `facts` as its run.json and one or more `records` as its journal.
 
-        Args:
-            runs: where.
-            run_id: MLflow's.
-            facts: what `run.json` holds.
-            records: the journal's first, one or more.
-            saved: (step, state) of a checkpoint, if these records hold epochs already.
+        Records that hold epochs need `saved`, the (step, state) of a checkpoint after them.
 
         Raises:
-            OSError: it cannot be written; nothing is left of it.
+            OSError: the folder cannot be written; nothing of it is left.
         """
         path = runs / run_id
         lock = FileLock(path / "lock")
@@ -269,7 +259,7 @@ class RunFolder:
         return sum(end > self._delivered for end in self.journal.ends)
 
     def set_delivered(self, offset: int) -> None:
-        """Note what has reached MLflow. Should the note be lost, it is sent again, which does no harm."""
+        """Note that the journal has reached MLflow up to `offset`; what is sent twice does no harm."""
         part = self.path / ".delivered.part"
         try:
             part.write_text(str(offset))
@@ -307,7 +297,7 @@ def folders(runs: Path) -> list[Path]:
 def opened(runs: Path, complain: Callable[[str], None]) -> Iterator[RunFolder]:
     """Yield the folder of each run that no other process has open, the oldest first, and close it afterwards.
 
-    `complain` is called with a sentence for each that is damaged.
+    `complain` gets a sentence for each damaged folder.
     """
     for path in folders(runs):
         try:
@@ -327,7 +317,7 @@ def folder_of(runs: Path, run_id: str) -> Path:
     """Return the folder of one run.
 
     Raises:
-        BadInput: that is no run's id, or nothing of the run is here.
+        BadInput: `run_id` is no run's id, or nothing of the run is in `runs`.
     """
     if not RUN_ID.fullmatch(run_id):
         raise BadInput(f"{run_id!r} is no run id: give the 32 hex digits that nlt launch printed.")

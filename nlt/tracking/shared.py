@@ -57,12 +57,9 @@ def leave_prefix(folder: RunFolder, step: int, prefix: str) -> None:
 
 
 def find_prefix(runs: Path, prefix: tuple[int, str] | None, launched: Record) -> Prefix | None:
-    """Return a prefix, if it is there and was trained on the same data and machine by the same code.
+    """Return a new run's `Experiment.prefix`, if it was left here, trained on equal data and machine by equal code.
 
-    Args:
-        runs: `Store.runs`.
-        prefix: of `Experiment.prefix`.
-        launched: what `run.json` will hold of the new run, `same` and `alike` in it.
+    `launched` is what the new run's `run.json` will hold.
     """
     if prefix is None or not (place := runs / FOLDER / prefix[1]).exists():
         return None
@@ -84,7 +81,7 @@ def find_prefix(runs: Path, prefix: tuple[int, str] | None, launched: Record) ->
 
 
 def forget_prefixes(runs: Path, prefixes: Iterable[str]) -> None:
-    """Remove what was left for others, and what a process that was killed had begun to leave."""
+    """Remove prefixes that were left for other runs, and those that a killed process had begun to leave."""
     for prefix in prefixes:
         for place in (runs / FOLDER / prefix, *(runs / FOLDER).glob(f".{prefix}.*")):
             shutil.rmtree(place, ignore_errors=True)

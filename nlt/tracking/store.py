@@ -63,12 +63,12 @@ class Store:
     """Where the folders of runs lie on this machine (see journal.py): beside the embedded store, else `mlruns/runs`."""
 
     def starting(self) -> AbstractContextManager[Any]:
-        """Hold this while a run begins: in the embedded store a RUNNING run without a folder is then a dead one."""
+        """Return a lock to hold while a run begins, so that a RUNNING run without a folder is a dead one."""
         return nullcontext() if self.artifacts is None else FileLock(_store_lock(self.artifacts.parent))
 
     @property
     def name(self) -> str:
-        """What tells stores apart whose runs lie in one folder; it holds no user name and no password."""
+        """The store's name among those whose runs lie in one folder, without user name and password."""
         return self.uri.rpartition("/")[2] if self.artifacts else without_credentials(self.uri).rstrip("/")
 
 
@@ -126,11 +126,9 @@ def open_store(uri: str | None = None) -> Store:
 
 
 def reopen_store(uri: str, runs: Path) -> Store:
-    """Open a store that another process has found usable; a server may be away by now: runs wait for it.
+    """Open a store that another process has found usable, by its `Store.uri` and `Store.runs`.
 
-    Args:
-        uri: `Store.uri`.
-        runs: `Store.runs`; where several machines share it, each can go on with the runs of the others.
+    A server may be away by now: runs wait for it. Machines that share `runs` can go on with each other's runs.
 
     Raises:
         BadInput: as `open_store`.
@@ -158,12 +156,9 @@ def finished_runs(store: Store, experiment_id: str, spec_sha256: str | None = No
 
 
 def refused(uri: str, error: MlflowException, experiment: str | None = None) -> BadInput | None:
-    """Return what to do about a server that is not trusted, knows no such user (401) or lets them do too little (403).
+    """Return the mend where a server is not trusted, knows no such user (401) or permits too little (403), else None.
 
-    Args:
-        uri: of the server.
-        error: what MLflow raised.
-        experiment: the name of the one that was to be written, if one was.
+    `experiment` names the experiment that was to be written, if one was.
     """
     server = f"the MLflow server {shown(uri)}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
@@ -243,7 +238,7 @@ def _make_folders(folder: Path, store: Path) -> list[Path]:
     """Make a folder and those above it; return the new ones, the innermost first.
 
     Raises:
-        BadInput: something else is in the way, or they cannot be made; none is left behind. It names `store`.
+        BadInput: something else is in the way, or a folder cannot be made; none is left behind. It names `store`.
     """
     chain = (folder, *folder.parents)
     new = [place for place in chain if not os.path.lexists(place)]
@@ -361,7 +356,11 @@ def _no_url(uri: str) -> BadInput:
 
 
 def experiment_id(store: Store, name: str) -> str:
-    """Return the id of the experiment, made with its comparison view if it is new."""
+    """Return the id of an experiment, made with its comparison view if it is new.
+
+    Raises:
+        BadInput: the experiment is deleted.
+    """
     found = store.client.get_experiment_by_name(name)
     if found is None:
         location = None if store.artifacts is None else str(store.artifacts)

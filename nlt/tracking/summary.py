@@ -23,15 +23,10 @@ def write_summary(
     files: Mapping[str, bytes],
     pictures: Mapping[tuple[str, int], Picture],
 ) -> str:
-    """Make the summary run of a sweep, or bring the one that it has up to date; return its id.
+    """Make the summary run of a sweep, or bring the one it has up to date; return its id.
 
-    Args:
-        store: where.
-        experiment_id: of the runs that are summed up.
-        sweep: the tag `nlt.sweep` of the run.
-        note: its description, Markdown.
-        files: artifact path -> content.
-        pictures: (key, step) -> an image that the UI shows with a slider through the steps.
+    `note` is the run's description in Markdown. `files` maps artifact paths to contents, `pictures` maps (key, step)
+    to an image that the UI shows with a slider through the steps.
     """
     client = store.client
     tags = {
