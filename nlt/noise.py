@@ -129,6 +129,9 @@ class Matrix(Drawn):
     rows: tuple[tuple[Rate, ...], ...]
     """T: rows[i][j] = P(given label j | true class i), each row sums to 1."""
 
+    def __str__(self) -> str:
+        return self.name
+
     def matrix(self, classes: tuple[str, ...]) -> Tensor:
         """Return T, (K, K) float64.
 

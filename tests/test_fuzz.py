@@ -270,20 +270,19 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_can_start(spec: Experiment, data_root: Path) -> None:
     """What `launch` does up to the first batch, and what it hands to MLflow."""
     prepared = prepare(spec, 0, "cpu", data_root)
-    facts = prepared.facts
-    assert len(facts.train) and len(facts.dataset.test)
+    assert len(prepared.train) and len(prepared.dataset.test)
     assert prepared.val is None or len(prepared.val)
     assert prepared.steps >= 1
-    assert torch.allclose(facts.T_KK.sum(1), torch.ones(len(facts.T_KK), dtype=torch.float64))
-    for name, value in params(spec, facts).items():
+    assert torch.allclose(prepared.T_KK.sum(1), torch.ones(len(prepared.T_KK), dtype=torch.float64))
+    for name, value in params(spec, prepared).items():
         assert len(value) <= 6000, f"MLflow takes no parameter of this length: {name}"
-    json.dumps([spec.resolved(), facts.dataset.classes], allow_nan=False).encode()
-    logits_BK = torch.randn(4, len(facts.dataset.classes))
+    json.dumps([spec.resolved(), prepared.dataset.classes], allow_nan=False).encode()
+    logits_BK = torch.randn(4, len(prepared.dataset.classes))
     for stage in spec.stages().values():
         for t in {1, 2, stage.epochs // 2 + 1, stage.epochs} - {0}:
             if t <= stage.epochs:
                 assert math.isfinite(stage.schedule.at(t, stage.epochs))
-        assert stage.loss(logits_BK, facts.train.labels_N[:1].expand(4)).shape == (4,)
+        assert stage.loss(logits_BK, prepared.train.labels_N[:1].expand(4)).shape == (4,)
 
 
 @sizes(80, 400)

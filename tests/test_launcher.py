@@ -22,7 +22,7 @@ from nlt.launcher import Options, RunFailed, launch
 from nlt.prepare import prepare
 from nlt.reading import check
 from nlt.settings import BadInput
-from nlt.tracking import Store, final_metrics, open_store
+from nlt.tracking import Store, final_metrics, open_store, params
 from nlt.view import TAG
 
 
@@ -501,3 +501,11 @@ def test_a_run_whose_data_is_there_opens_no_connection(store_uri, monkeypatch):
         spec_of(method={"name": "standard", "training": {"epochs": 1}}),
         options=Options(device="cpu", tracking_uri=store_uri),
     )
+
+
+def test_a_transition_matrix_of_many_classes_fits_into_a_param():
+    T = [[0.9 if i == j else 0.1 / 9 for j in range(10)] for i in range(10)]
+    spec = spec_of(noise={"name": "matrix", "rows": T}, data={"name": "digits", "limit": 100})
+    prepared = prepare(spec, 0, "cpu", "data")
+    assert max(map(len, params(spec, prepared).values())) <= 500
+    assert str(spec.noise) == "matrix"

@@ -63,6 +63,11 @@ def test_no_two_params_of_a_run_have_one_name() -> None:
     assert not (of_noise | of_model | of_method) & OF_EVERY_RUN
 
 
+@pytest.mark.parametrize("kind", [*members(Noise), *members(Model)], ids=name_of)
+def test_every_noise_and_model_says_in_a_tag_what_it_is(kind: Any) -> None:
+    assert "__str__" in vars(kind)
+
+
 @pytest.mark.parametrize("kind", members(Method), ids=name_of)
 def test_every_method_has_a_title_of_its_own(kind: Any) -> None:
     assert [other.title for other in members(Method)].count(kind.title) == 1

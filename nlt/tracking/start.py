@@ -22,6 +22,7 @@ from nlt.tracking.journal import Record, RunFolder, now
 from nlt.tracking.shared import Prefix
 from nlt.tracking.store import FOLDER_TAG, SWEEP_TAG, Store, experiment_id, refused, shown
 
+LONGEST_PARAM = 500  # characters, of a noise transition matrix; MLflow refuses 6,001, and spec.json has it all
 AWAY_S, AWAY_PAUSE_S = 600.0, 15.0  # how long a sweep waits for a server before its next run
 
 
@@ -49,7 +50,7 @@ def params(spec: Experiment, prepared: Prepared) -> dict[str, str]:
         "seed": prepared.seed,
         "precision": prepared.precision,
     }
-    return {name: str(value) for name, value in values.items()}
+    return {name: str(value)[:LONGEST_PARAM] for name, value in values.items()}
 
 
 def _own(settings: Settings) -> Iterator[tuple[str, Any]]:
