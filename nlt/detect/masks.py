@@ -7,7 +7,9 @@ measures here may know.
 import math
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Rounding = Literal["down", "as_code"]
@@ -76,3 +78,24 @@ def auc(scores_N: Tensor, wrong_N: Tensor) -> float | None:
     if wrong.all() or not wrong.any():  # also where nothing is scored
         return None
     return float(roc_auc_score(wrong, scores_N[scored_N].double().numpy()))
+
+
+def ranking_quality(scores_N: NDArray[np.float64], wrong_N: NDArray[np.bool_]) -> dict[str, float]:
+    """Return how well scores rank wrong labels before right ones, whatever the threshold.
+
+    Args:
+        scores_N: finite; the higher, the more suspicious.
+        wrong_N: True where the given label is wrong.
+
+    Returns:
+        `auroc` as `auc`, `average_precision` the mean precision over the ranks of the wrong labels, both in [0, 1];
+        nothing where all labels are right or all are wrong.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if wrong_N.all() or not wrong_N.any():
+        return {}
+    return {
+        "auroc": float(roc_auc_score(wrong_N, scores_N)),
+        "average_precision": float(average_precision_score(wrong_N, scores_N)),
+    }
