@@ -5,10 +5,12 @@
 
 from typing import Annotated, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from nlt.pretrained import Preparation, load_backbone, origin, preparation
 from nlt.settings import BadInput, Settings
 
 
@@ -108,4 +110,79 @@ def _cifar_stem(network: nn.Module, C: int) -> nn.Module:
     return network
 
 
-Model = Annotated[CNN9 | ResNet18 | ResNet34, Field(discriminator="name")]
+class Timm(Settings):
+    """An image network of timm with pretrained weights and a new linear head; all is trained, or the head alone.
+
+    The weights are outside knowledge: runs with them stand beside runs from scratch under a tag that says so.
+    """
+
+    name: Literal["timm"] = "timm"
+    architecture: str = Field("lite0", min_length=1, max_length=200)
+    """timm's name, with the tag of its weights or without; `lite0`, the default, is `tf_efficientnet_lite0` with the
+    ImageNet weights that come with nlt."""
+    weights: str | None = None
+    """A file: safetensors, or a pickle that holds tensors alone. By default the hub's, from its cache if they are
+    there; HF_HUB_OFFLINE=1 forbids downloads."""
+    tune: Literal["all", "head"] = "all"
+    """`all`: every weight is trained; `head`: the linear layer alone, on a network that stays as it is."""
+    image_size: int | None = Field(None, ge=1, le=4096)
+    """Side in pixels to which images are resized inside the network; by default they stay as they are, unless the
+    network takes one side only. Pretrained networks see small images better enlarged: 128, say."""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.architecture}, {'fine-tuned' if self.tune == 'all' else 'linear head'}"
+
+    @property
+    def outside_weights(self) -> str | None:
+        """Where the weights come from, in words."""
+        return origin(self.architecture, self.weights)
+
+    def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
+        """Return the network, its head freshly drawn; on the meta device no weights are read.
+
+        Raises:
+            BadInput: there is no such network, it cannot take these images, or its weights cannot be had.
+        """
+        if C not in (1, 3):
+            raise BadInput(f"model timm takes images of 1 or 3 channels, the data has {C}.")
+        prepared = preparation(self.architecture)
+        side = prepared.image_size if prepared.fixed and self.image_size is None else self.image_size
+        if side is not None:
+            prepared.check_side(self.architecture, side)
+        backbone = load_backbone(self.architecture, self.weights)
+        D = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+        return TimmNetwork(backbone, nn.Linear(D, K), prepared, side, self.tune == "head")
+
+
+class TimmNetwork(nn.Module):
+    """Resize, normalize as the weights expect it, pretrained network, linear head."""
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Linear, prepared: Preparation, side: int | None, frozen: bool
+    ) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.prepared, self.side, self.frozen = prepared, side, frozen
+        backbone.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> "TimmNetwork":
+        """Set the mode; a frozen network stays in eval mode, else its batch norm would take up statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits_BK."""
+        x = images_BCHW.expand(-1, 3, -1, -1)  # grey: the same in all three channels
+        if self.side is not None and x.shape[2:] != (self.side, self.side):
+            size = (self.side, self.side)
+            # Antialiased, bicubic is Pillow's; without it the kernel is another one.
+            x = F.interpolate(x, size, mode=self.prepared.interpolation, antialias=True).clamp(0, 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features_BD = self.backbone(self.prepared.normalize(x))
+        logits_BK: Tensor = self.head(features_BD)
+        return logits_BK
+
+
+Model = Annotated[CNN9 | ResNet18 | ResNet34 | Timm, Field(discriminator="name")]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from nlt.models import CNN9, Model, ResNet18, ResNet34
+from nlt.models import CNN9, Model, ResNet18, ResNet34, Timm
 from nlt.settings import BadInput
 
 THIN = CNN9(width=0.125)  # 16, 16, 16, 32, 32, 32, 64, 32, 16 channels
@@ -218,6 +218,7 @@ def test_seeded_build_repeats(model: Any) -> None:
         ('{"name": "cnn9", "width": 0.5}', CNN9(width=0.5)),
         ('{"name": "resnet18"}', ResNet18()),
         ('{"name": "resnet34"}', ResNet34()),
+        ('{"name": "timm", "tune": "head"}', Timm(architecture="lite0", tune="head")),
     ],
 )
 def test_union_picks_by_name(text: str, model: Any) -> None:
