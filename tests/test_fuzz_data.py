@@ -16,7 +16,9 @@ from fuzzing import NASTY_NUMBERS, NASTY_TEXT, assert_one_sentence, corrupted, f
 from hypothesis import strategies as st
 from PIL import Image
 
-from nlt.data import Dataset, ImageFolder, Npz
+from nlt.data import Dataset, ImageFolder, ImageList, Npz
+from nlt.data.labelled import Labelled, read_labelled
+from nlt.data.numbers import read_numbers
 from nlt.reading import check
 from nlt.settings import BadInput
 
@@ -143,7 +145,7 @@ def assert_usable(dataset: Dataset) -> None:
     K = len(dataset.classes)
     assert K >= 2 and len(set(dataset.classes)) == K
     "".join(dataset.classes).encode()  # they are written to files and to MLflow
-    for split in (dataset.train, dataset.test):
+    for split in filter(None, (dataset.train, dataset.test)):
         N, C, H, W = split.images_NCHW.shape
         assert N and C in (1, 3) and H and W
         assert split.images_NCHW.dtype == torch.uint8
@@ -153,7 +155,7 @@ def assert_usable(dataset: Dataset) -> None:
                 assert int(labels_N.min()) >= 0 and int(labels_N.max()) < K
 
 
-@sizes(60, 500)
+@sizes(60, 440)
 def test_a_damaged_npz_is_a_data_set_or_one_sentence(tmp_path: Path, cases: int) -> None:
     file = tmp_path / "data" / "mine.npz"
     file.parent.mkdir()
@@ -238,7 +240,7 @@ def image_files(draw: st.DrawFn) -> tuple[str, bytes, dict[str, Any]]:
     return ending, draw(st.binary(max_size=60)), settings
 
 
-@sizes(40, 400)
+@sizes(40, 360)
 def test_a_damaged_image_is_an_image_or_one_sentence(tmp_path: Path, cases: int) -> None:
     top, root = tmp_path / "pets", tmp_path / "root"
     for name in ("train/cat", "train/dog", "test/cat"):
@@ -265,15 +267,128 @@ def test_a_damaged_image_is_an_image_or_one_sentence(tmp_path: Path, cases: int)
     fuzz("image", cases, image_files(), check_one)
 
 
+# ---- lists, and what `nlt detect` judges ----
+
+
+def assert_judgeable(data: Labelled, N: int) -> None:
+    K = len(data.classes)
+    assert K >= 2 and len(set(data.classes)) == K and len(set(data.names)) == len(data.names) == len(data.sums)
+    assert len(data.labels_N) + len(data.left_out) <= N and data.labels_N.dtype == np.int64
+    assert int(data.labels_N.min()) >= 0 and int(data.labels_N.max()) < K
+    assert data.rows is None or len(data.rows) == len(data.names)
+    "".join((*data.classes, *data.names, *data.notes)).encode()
+
+
+CSV = 'path,label,note\r\na.png,cat,1\r\n"b c.png",dog,\r\nsub/ä.png,"owl, brown",x\r\n'
+ODD_PATHS = [
+    "a.png",
+    "b c.png",
+    "sub\\ä.png",
+    "./a.png",
+    "../a.png",
+    "/etc/passwd",
+    "/",
+    ".",
+    "..",
+    "sub",
+    "out.png",
+    "gone.png",
+]
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> bytes:
+    """A CSV that is damaged, or has odd cells, signs, quotes, ends of lines and encodings."""
+    encoding = draw(st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "utf-32"]))
+    if draw(st.booleans()):
+        raw = CSV.encode(encoding)
+        return draw(corrupted(raw)) if draw(st.booleans()) else raw
+    texts = st.one_of(
+        st.sampled_from([*ODD_PATHS, *NASTY_TEXT]), st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+    )
+    rows = [["path", "label", "note"][: draw(st.sampled_from([1, 2, 2, 3]))]]
+    rows += draw(st.lists(st.lists(texts, max_size=4), max_size=4))
+    rows += [["a.png", "cat"], ["b c.png", draw(texts)]] * draw(st.booleans())
+    sign, quote, end = (
+        draw(st.sampled_from(',;\t|: ^"')),
+        draw(st.sampled_from(["", '"', "'"])),
+        draw(st.sampled_from(["\n", "\r\n", "\r"])),
+    )
+    text = end.join(sign.join(quote + cell + quote for cell in row) for row in rows)
+    return (draw(st.sampled_from(["", "", "sep=;\n"])) + text).encode(encoding, errors="replace")
+
+
+@sizes(80, 800)
+def test_a_damaged_list_is_a_data_set_or_one_sentence(tmp_path: Path, cases: int) -> None:
+    top = tmp_path / "shots"
+    (top / "sub").mkdir(parents=True)
+    for name in ("a.png", "b c.png", "sub/ä.png"):
+        (top / name).write_bytes(IMAGES["png"])
+    (top / "out.png").symlink_to("/etc/hostname")
+    (top / "gone.png").symlink_to("nothing.png")
+    before = sorted(tmp_path.rglob("*"))
+
+    def check_one(raw: bytes) -> None:
+        file = tmp_path / "mine.csv"
+        file.write_bytes(raw)
+        refusals = []
+        for read in (
+            lambda: assert_judgeable(read_labelled(top, file), 3),
+            lambda: assert_usable(ImageList(path=str(file), root=str(top)).load(tmp_path / "root")),
+        ):
+            try:
+                read()
+            except BadInput as error:
+                refusals.append(str(error))
+                assert_one_sentence(str(error), "mine.csv" if "mine.csv" in str(error) else str(top))
+        assert len(refusals) in (0, 2), f"one takes it and the other does not: {refusals}"
+        file.unlink()
+        shutil.rmtree(tmp_path / "root", ignore_errors=True)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    fuzz("list", cases, lists(), check_one)
+
+
+@sizes(60, 500)
+def test_damaged_numbers_are_numbers_or_one_sentence(tmp_path: Path, cases: int) -> None:
+    good = np.random.RandomState(0).dirichlet([1, 1, 1], 6).astype(np.float32)
+    whole = {
+        "numbers.npy": npy(good),
+        "labels.npy": npy(np.arange(6) % 3),
+        "labels.csv": b"id,label\n" + b"".join(b"%d,%d\n" % (i, i % 3) for i in range(6)),
+    }
+
+    def check_one(case: tuple[str, bytes, str, str]) -> None:
+        name, raw, labels, kind = case
+        for each, content in whole.items():
+            (tmp_path / each).write_bytes(raw if each == name else content)
+        try:
+            found = read_numbers(tmp_path / labels, **{kind: tmp_path / "numbers.npy"})
+            assert_judgeable(found.data, 10**6)
+            values = found.features_ND if kind == "features" else found.probabilities_NK
+            assert values is not None and len(values) == len(found.data) and np.isfinite(values).all()
+        except BadInput as error:
+            assert_one_sentence(str(error), "labels." if "labels." in str(error) else "numbers.npy")
+
+    damaged = st.sampled_from(sorted(whole)).flatmap(lambda name: st.tuples(st.just(name), corrupted(whole[name])))
+    odd = other_arrays("train_labels").map(lambda raw: ("labels.npy", raw)) | other_arrays("train_images").map(
+        lambda raw: ("numbers.npy", raw)
+    )
+    cases_of = st.tuples(
+        damaged | odd, st.sampled_from(["labels.npy", "labels.csv"]), st.sampled_from(["features", "probabilities"])
+    )
+    fuzz("numbers", cases, cases_of.map(lambda case: (*case[0], *case[1:])), check_one)
+
+
 # ---- paths ----
 
 
-@sizes(20, 150)
+@sizes(20, 130)
 def test_an_odd_path_is_refused_in_one_sentence(tmp_path: Path, cases: int) -> None:
     texts = st.one_of(
         st.sampled_from([*NASTY_TEXT, "/dev/zero", "/dev/stdin", "/proc/self/mem", "/"]), st.text(max_size=30)
     )
-    kinds = st.sampled_from(["npz", "image_folder"])
+    kinds = st.sampled_from(["npz", "image_folder", "image_list"])
 
     def check_one(case: tuple[str, str, str]) -> None:
         kind, path, below = case

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF")
 CACHE_VERSION = 2  # 1 was called by names, sizes and times, and could hold the images of another folder
 AT_ONCE = 32  # files to a task: opening small ones costs less than a task does
+CHANGED = "was changed while it was read: try again when nothing writes there"
 
 T = TypeVar("T")
+Progress = Callable[[str, int, int], None]  # what is done, how many are, of how many
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,13 @@ def decode_images(top: Path, paths: Sequence[str], pixels: Pixels, root: Path) -
     """
     heif = next((path for path in paths if Path(path).suffix.lower() in HEIF_SUFFIXES), None)
     if heif is not None:
-        _read_heif(top / heif)
-    key = json.dumps([CACHE_VERSION, asdict(pixels), _decoders(heif is not None), list(paths)])
+        enable_heif(top / heif)
+    key = json.dumps([CACHE_VERSION, asdict(pixels), decoders(heif is not None), list(paths)])
     prefix = f"images-{CACHE_VERSION}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     caches = root / "cache"
     sums = None
     if glob(f"{prefix}-*.npz", root_dir=caches):  # Path.glob raises where the root's name is too long
-        sums = list(_in_order(lambda row: _sum(_read(top / paths[row])), len(paths), "reading images"))
+        sums = list(in_order(lambda row: content_sum(_read(top / paths[row])), len(paths), "reading images"))
         if found := _read_cache(caches / f"{prefix}-{_name(sums)}.npz", len(paths)):
             return found
     sums, decoded = _decode_all(top, paths, pixels, sums)
@@ -82,15 +84,15 @@ def decode_images(top: Path, paths: Sequence[str], pixels: Pixels, root: Path) -
     return decoded
 
 
-def _decoders(heif: bool) -> dict[str, str | None]:
-    """What decodes, with its version: another one may round pixels differently."""
+def decoders(heif: bool) -> dict[str, str | None]:
+    """Return what decodes, with its version: another one may round pixels differently."""
     from PIL import features
 
     codecs = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "libtiff", "webp", "avif")}
     return codecs | {"pillow": version("pillow"), "pillow-heif": version("pillow-heif") if heif else None}
 
 
-def _read_heif(file: Path) -> None:
+def enable_heif(file: Path) -> None:
     """Let Pillow know HEIF; BadInput where the extra is missing."""
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -105,7 +107,8 @@ def _name(sums: list[bytes]) -> str:
     return hashlib.sha256(b"".join(sums)).hexdigest()[:32]
 
 
-def _sum(raw: bytes) -> bytes:
+def content_sum(raw: bytes) -> bytes:
+    """SHA-256 of a file's bytes."""
     return hashlib.sha256(raw).digest()
 
 
@@ -116,10 +119,12 @@ def _read(file: Path) -> bytes:
         raise BadInput(f"{file} cannot be read ({reason(error)}): make it readable or remove it") from error
 
 
-def _in_order(function: Callable[[int], T], N: int, what: str) -> Generator[T, None, None]:
-    """function(0), ..., function(N - 1), computed in threads, with a progress bar on a terminal."""
+def in_order(
+    function: Callable[[int], T], N: int, what: str, progress: Progress | None = None
+) -> Generator[T, None, None]:
+    """function(0), ..., function(N - 1), computed in threads; `progress` is told, else a bar on a terminal."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
 
     def several(first: int) -> list[T]:
         return [function(row) for row in range(first, min(first + AT_ONCE, N))]
@@ -127,11 +132,14 @@ def _in_order(function: Callable[[int], T], N: int, what: str) -> Generator[T, N
     console = Console(stderr=True)
     pool = ThreadPoolExecutor()
     try:
-        with Progress(console=console, disable=not sys.stderr.isatty(), transient=True) as bar:
-            task = bar.add_task(what, total=N)
+        with Bar(console=console, disable=progress is not None or not sys.stderr.isatty(), transient=True) as bar:
+            task, done = bar.add_task(what, total=N), 0
             for results in pool.map(several, range(0, N, AT_ONCE)):
                 yield from results
                 bar.advance(task, len(results))
+                done += len(results)
+                if progress is not None:
+                    progress(what, done, N)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -144,7 +152,7 @@ def _decode_all(
 
     def decode(row: int) -> tuple[bytes, NDArray[np.uint8] | str]:
         raw = _read(top / paths[row])
-        return _sum(raw), _decode(top / paths[row], raw, pixels)
+        return content_sum(raw), _decode(top / paths[row], raw, pixels)
 
     if not sys.stderr.isatty():
         print(f"decoding {len(paths)} images of {top}, once", file=sys.stderr)
@@ -152,13 +160,13 @@ def _decode_all(
     found: list[bytes] = []
     bad: dict[int, str] = {}
     # closing: after an error nobody waits for the rest
-    with warnings.catch_warnings(), contextlib.closing(_in_order(decode, len(paths), "decoding images")) as results:
+    with warnings.catch_warnings(), contextlib.closing(in_order(decode, len(paths), "decoding images")) as results:
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # here: the filters are not a thread's own
         for row, (found_sum, image) in enumerate(results):
             file = top / paths[row]
             found.append(found_sum)
             if sums is not None and sums[row] != found_sum:
-                raise BadInput(f"{file} was changed while it was read: try again when nothing writes there")
+                raise BadInput(f"{file} {CHANGED}")
             if isinstance(image, str):
                 if pixels.on_bad_image == "error":
                     raise BadInput(
@@ -183,6 +191,30 @@ def _decode(file: Path, raw: bytes, pixels: Pixels) -> NDArray[np.uint8] | str:
 
     BadInput where the image is whole and `depth` does not fit it.
     """
+    try:
+        image = open_upright(file, raw, pixels.depth)
+    except MemoryError as error:  # not for on_bad_image: a smaller machine must not make a smaller data set
+        raise BadInput(f"{file} cannot be decoded for want of memory: replace or remove it") from error
+    if isinstance(image, str):
+        return image
+    return channels_first(image if pixels.image_size is None else centre_square(image, pixels.image_size))
+
+
+def open_upright(
+    file: Path, raw: bytes, depth: int | Literal["by mode"] | None, least: int | None = None
+) -> "Image.Image | str":
+    """An RGB image, turned as its EXIF says, or why `raw`, the bytes of `file`, cannot be decoded.
+
+    Args:
+        file: Its name says whether it is HEIF.
+        raw: The bytes.
+        depth: Bits of a grey value in images of more than 8; "by mode": 1 in floats, else 16.
+        least: A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as the shorter side has that many pixels.
+
+    Raises:
+        BadInput: the image is whole and `depth` does not fit it.
+        MemoryError: it is too large for this machine.
+    """
     from PIL import Image, ImageOps
 
     formats = (*IMAGE_FORMATS, "HEIF") if file.suffix.lower() in HEIF_SUFFIXES else IMAGE_FORMATS
@@ -190,20 +222,32 @@ def _decode(file: Path, raw: bytes, pixels: Pixels) -> NDArray[np.uint8] | str:
         if not raw:
             raise ValueError("the file is empty")
         with Image.open(io.BytesIO(raw), formats=formats) as image:
+            if least is not None:
+                image.draft(None, (least, least))  # does nothing to other formats
             deep = image.mode in ("I", "F") or image.mode.startswith("I;")
+            bits = (1 if image.mode == "F" else 16) if depth == "by mode" else depth
             # Deep values are scaled first, exactly, and resized like those of any other image, which have 8 bits.
-            upright = ImageOps.exif_transpose(_to_8_bits(file, image, pixels.depth) if deep else image).convert("RGB")
-    except BadInput:
+            return ImageOps.exif_transpose(_to_8_bits(file, image, bits) if deep else image).convert("RGB")
+    except (BadInput, MemoryError):
         raise
-    except MemoryError as error:  # not for on_bad_image: a smaller machine must not make a smaller data set
-        raise BadInput(f"{file} cannot be decoded for want of memory: replace or remove it") from error
     except Exception as error:  # decoders raise nearly anything on damaged files, decompression bombs included
         return reason(error)
-    if pixels.image_size is not None:
-        # the same pixels as shorter side to S and centre crop, without the huge image that makes of a thin strip;
-        # Pillow's bilinear filter widens as it shrinks, that is, it is antialiased
-        upright = ImageOps.fit(upright, (pixels.image_size, pixels.image_size), Image.Resampling.BILINEAR)
-    return np.ascontiguousarray(np.asarray(upright).transpose(2, 0, 1))
+
+
+def centre_square(image: "Image.Image", size: int) -> "Image.Image":
+    """The centre square of an image, resized to `size` x `size`.
+
+    The same pixels as shorter side to `size` and centre crop, without the huge image that makes of a thin strip;
+    Pillow's bilinear filter widens as it shrinks, that is, it is antialiased.
+    """
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def channels_first(image: "Image.Image") -> NDArray[np.uint8]:
+    """(3, H, W) of an RGB image, contiguous."""
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def _to_8_bits(file: Path, image: "Image.Image", depth: int | None) -> "Image.Image":

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -55,23 +57,40 @@ class ImageFolder(DataSettings):
         files = [*train_files, *test_files]
         pixels = Pixels(self.image_size, self.depth, self.on_bad_image)
         images_MCHW, bad = decode_images(folder, [file.path for file in files], pixels, Path(os.path.expanduser(root)))
-        if bad:
-            first = files[min(bad)].path
-            note(
-                f"{folder}: left out {len(bad):,} of {len(files):,} images, which cannot be decoded ({first}: "
-                f"{bad[min(bad)]}): left_out.csv among a run's artifacts lists them"
-            )
-        images_NCHW = torch.from_numpy(images_MCHW)
-        ids = [i for i in range(len(train_files)) if i not in bad]
-        train = _samples(folder, listed.classes, images_NCHW[: len(ids)], train_files, ids)
-        test, names = None, listed.classes
-        if test_files:
-            test_ids = [i for i in range(len(test_files)) if len(train_files) + i not in bad]
-            test = _samples(folder, names, images_NCHW[len(ids) :], test_files, test_ids)
-        elif self.test_fraction:
+        names = listed.classes
+        train, test = samples_of(folder, names, images_MCHW, bad, train_files, test_files)
+        if test is None and self.test_fraction:
             train, test = split_test(names, train, self.test_fraction, self.seed, self.classes)
         left_out = tuple((files[row].path, why) for row, why in sorted(bad.items()))
         return finish(self, names, train, test, left_out, listed.test_mend if test is None else "")
+
+
+def samples_of(
+    folder: Path,
+    names: tuple[str, ...],
+    images_MCHW: NDArray[np.uint8],
+    bad: dict[int, str],
+    train_files: list[File],
+    test_files: list[File],
+) -> tuple[Samples, Samples | None]:
+    """Both splits of decoded files; `bad`: those that could not be, by their places among train and test files.
+
+    BadInput if a class has lost all of its images.
+    """
+    files = [*train_files, *test_files]
+    if bad:
+        first = files[min(bad)].path
+        note(
+            f"{folder}: left out {len(bad):,} of {len(files):,} images, which cannot be decoded ({first}: "
+            f"{bad[min(bad)]}): left_out.csv among a run's artifacts lists them"
+        )
+    images_NCHW = torch.from_numpy(images_MCHW)
+    ids = [i for i in range(len(train_files)) if i not in bad]
+    train = _samples(folder, names, images_NCHW[: len(ids)], train_files, ids)
+    if not test_files:
+        return train, None
+    test_ids = [i for i in range(len(test_files)) if len(train_files) + i not in bad]
+    return train, _samples(folder, names, images_NCHW[len(ids) :], test_files, test_ids)
 
 
 def _samples(folder: Path, names: tuple[str, ...], images_NCHW: Tensor, files: list[File], ids: list[int]) -> Samples:

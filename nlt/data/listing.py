@@ -19,7 +19,7 @@ DEBRIS = {
     "__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found", "thumbs.db",
 }  # fmt: skip
 VALIDATION = ("val", "valid", "validation")
-SPLIT_WORDS = {"train", "training", "test", "testing", *VALIDATION}
+SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(VALIDATION, "val")
 MOST_KINDS = 6  # of skipped files, in one line
 
 
@@ -59,7 +59,7 @@ def list_images(top: Path, recursive: bool) -> Listing:
         ) from error
     skipped: Counter[str] = Counter()
     if "train" not in folders:
-        if splits := [name for name in folders if name.lower() in SPLIT_WORDS]:
+        if splits := [name for name in folders if name.lower() in SPLIT_OF]:
             raise BadInput(f"data.path: {top / splits[0]} is there and {top / 'train'} is not: name the folders so")
         classes, train = _list_split(top, "", recursive, skipped)
         _check(top, classes, train)
@@ -175,3 +175,51 @@ def _in_words(skipped: Counter[str]) -> str:
     if folders := skipped["/"]:
         parts.append(f"{folders:,} folder{'s' * (folders > 1)} inside classes (data.recursive is false)")
     return f"skipped {', '.join(parts)}" if parts else ""
+
+
+# ---- what `nlt detect` judges: every image, of every split
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All images of a folder with a sub-folder per class; files are in the order of their paths."""
+
+    classes: tuple[str, ...]
+    """Sorted, those without an image among them."""
+    files: list[File]
+    splits: tuple[str, ...] | None
+    """Of each file: "train", "test" or "val"; None without splits."""
+    notes: tuple[str, ...]
+    """What was passed over."""
+
+
+def list_judged(top: Path) -> Judged:
+    """List top/CLASS/**, or top/SPLIT/CLASS/** where the folders are called train, test, val and the like.
+
+    A class may be missing in a split, or be called "train" beside classes that are called otherwise.
+
+    Raises:
+        BadInput: a folder cannot be read, or an image lies beside the class folders.
+    """
+    try:
+        folders = [entry.name for entry in _entries(top, top) if entry.is_dir()]
+    except OSError as error:
+        raise BadInput(f"{top} cannot be read ({reason(error)}): name a folder with a folder for each class") from error
+    parts = [name for name in folders if name.lower() in SPLIT_OF]
+    notes: list[str] = []
+    if len(parts) < 2 and len(parts) < len(folders):
+        parts = [""]
+    elif others := [name for name in folders if name not in parts]:
+        notes.append(f"passed over {', '.join(others[:3])} beside {', '.join(parts)}: only these are taken for splits")
+    skipped: Counter[str] = Counter()
+    classes: set[str] = set()
+    found: list[tuple[File, str]] = []
+    for part in parts:
+        names, files = _list_split(top, part, True, skipped)
+        classes.update(names)
+        found += [(file, SPLIT_OF.get(part.lower(), "")) for file in files]
+    found.sort()
+    if words := _in_words(skipped):
+        notes.append(words)
+    splits = None if parts == [""] else tuple(split for _, split in found)
+    return Judged(tuple(sorted(classes)), [file for file, _ in found], splits, tuple(notes))

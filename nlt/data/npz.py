@@ -8,14 +8,14 @@ import stat
 import zipfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nlt.data.arrays import Array, classes_of, decoded, in_words, is_name, places, read_labels, take_images
-from nlt.data.samples import Dataset, DataSettings, PathText, Samples, finish, note, reason
+from nlt.data.samples import Dataset, DataSettings, PathText, Samples, TestFraction, finish, note, reason, split_test
 from nlt.settings import BadInput, brief
 
 
@@ -27,39 +27,69 @@ class Npz(DataSettings):
     but can only mean one thing is taken for it, which a note on stderr says.
     """
 
+    added_later = frozenset({"test_fraction"})
+
     name: Literal["npz"] = "npz"
     path: PathText
     """The .npz file; relative to the current folder, ~ is expanded."""
+    test_fraction: TestFraction = 0.0
+    """Share of each class held out for the test, where there are no test arrays."""
 
     def load(self, root: Path) -> Dataset:
-        """`root` is not used. Anything wrong with the file or an array is a BadInput that names both."""
+        """`root` is not used; without test arrays `Dataset.test` is None, unless `test_fraction` makes one.
+
+        Anything wrong with the file or an array is a BadInput that names both.
+        """
         file = Path(os.path.expanduser(self.path))
-        notes: list[str] = []
-        arrays = {name: Array(file, name, values, notes) for name, values in _read_npz(file).items()}
-        splits = ("train", "test")
-        images = take_images(*(arrays.pop(f"{split}_images") for split in splits))
-        labels = {
-            name: read_labels(arrays[name], len(images_NCHW))
-            for split, images_NCHW in zip(splits, images, strict=True)
-            for name in (f"{split}_labels", f"{split}_clean_labels")
-            if name in arrays  # clean ones of train only
-        }
-        known = [labels[name] for name in ("train_labels", "train_clean_labels") if name in labels]
-        named = "class_names" in arrays
-        classes = _names(arrays["class_names"]) if named else classes_of(*known)
-        placed = {name: places(given, classes, None if named else known[0]) for name, given in labels.items()}
-        train, test = (
-            Samples(
-                images_NCHW,
-                torch.arange(len(images_NCHW)),
-                placed[f"{split}_labels"],
-                placed.get(f"{split}_clean_labels"),
-            )
-            for split, images_NCHW in zip(splits, images, strict=True)
+        found = read_archive(file)
+        if found.notes:
+            note(f"{file}: {'; '.join(found.notes)}")
+        if found.test is not None and self.test_fraction:
+            raise BadInput(f"data.test_fraction: {file} holds test_images already: remove one of the two")
+        train, test, mend = found.train, found.test, ""
+        if test is None and self.test_fraction:
+            train, test = split_test(found.classes, train, self.test_fraction, self.seed, self.classes)
+        elif test is None:
+            mend = f"add arrays test_images and test_labels to {file}, or set data.test_fraction, e.g. 0.2"
+        return finish(self, found.classes, train, test, (), mend)
+
+
+class Archive(NamedTuple):
+    """What an npz holds."""
+
+    classes: tuple[str, ...]
+    train: Samples
+    test: Samples | None
+    notes: list[str]
+    """What was taken for what."""
+
+
+def read_archive(file: Path) -> Archive:
+    """Read and check the arrays that `Npz` names; BadInput names the file and the array."""
+    notes: list[str] = []
+    arrays = {name: Array(file, name, values, notes) for name, values in _read_npz(file).items()}
+    splits = ("train", "test") if "test_images" in arrays else ("train",)
+    images = take_images(*(arrays.pop(f"{split}_images") for split in splits))
+    labels = {
+        name: read_labels(arrays[name], len(images_NCHW))
+        for split, images_NCHW in zip(splits, images, strict=True)
+        for name in (f"{split}_labels", f"{split}_clean_labels")
+        if name in arrays  # clean ones of train only
+    }
+    known = [labels[name] for name in ("train_labels", "train_clean_labels") if name in labels]
+    named = "class_names" in arrays
+    classes = _names(arrays["class_names"]) if named else classes_of(*known)
+    placed = {name: places(given, classes, None if named else known[0]) for name, given in labels.items()}
+    train, *test = (
+        Samples(
+            images_NCHW,
+            torch.arange(len(images_NCHW)),
+            placed[f"{split}_labels"],
+            placed.get(f"{split}_clean_labels"),
         )
-        if notes:
-            note(f"{file}: {'; '.join(notes)}")
-        return finish(self, classes, train, test)
+        for split, images_NCHW in zip(splits, images, strict=True)
+    )
+    return Archive(classes, train, test[0] if test else None, notes)
 
 
 def _names(names: Array) -> tuple[str, ...]:
@@ -77,7 +107,7 @@ def _names(names: Array) -> tuple[str, ...]:
 
 def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     """The arrays we know by name; BadInput if the file or a required array is missing or cannot be read."""
-    required = ("train_images", "train_labels", "test_images", "test_labels")
+    required, optional = ["train_images", "train_labels"], ("test_images", "test_labels")
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # a pipe would keep us waiting
             found = "is a folder" if file.is_dir() else "is no file"
@@ -94,7 +124,7 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     at = "its list of arrays"
     try:
         with np.load(file, allow_pickle=False) as archive:
-            for at in (*required, "class_names", "train_clean_labels"):
+            for at in (*required, *optional, "class_names", "train_clean_labels"):
                 if at in archive.files:
                     # a member that is no array comes back as bytes; the checks then name what was found
                     arrays[at] = np.asarray(archive[at])
@@ -104,6 +134,8 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
                 f"{file}: {at} holds pickled objects, which are never loaded: save a plain array, texts by .astype(str)"
             ) from error
         raise BadInput(f"{file}: {at} cannot be read ({reason(error)}): write the file anew") from error
+    if any(name in arrays for name in optional):
+        required += optional
     if missing := [name for name in required if name not in arrays]:
         raise BadInput(f"{file} has no array {missing[0]}: it must hold {', '.join(required)}")
     return arrays

@@ -39,7 +39,7 @@ class Samples:
     clean_N: Tensor | None
     """int64 in [0, K): the true labels where known, else None. Methods never see them."""
     files: tuple[str, ...] | None = None
-    """Of an image folder only: path relative to that folder, e.g. "train/cat/2024/7.png"."""
+    """Of image files only: path relative to their folder, e.g. "train/cat/2024/7.png"."""
 
     def __len__(self) -> int:
         return len(self.ids_N)
@@ -71,7 +71,7 @@ class Dataset:
     digest: str
     """16 hex digits over images, ids, labels and clean labels of both splits and the class names, as loaded."""
     left_out: tuple[tuple[str, str], ...] = ()
-    """Of an image folder only: (path, reason) of each image that could not be decoded, before `classes` and `limit`."""
+    """Of image files only: (path, reason) of each image that could not be decoded, before `classes` and `limit`."""
     test_mend: str = ""
     """Without a test split: how to get one, the end of a sentence."""
 
