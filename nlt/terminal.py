@@ -14,6 +14,7 @@ from nlt.settings import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.progress import TaskID
     from rich.table import Table
 
     from nlt.sweep import Job
@@ -259,6 +260,29 @@ class Board:
         failed = f", {len(ledger.failed)} failed" if ledger.failed else ""
         spent = _duration(time.perf_counter() - self._began)
         return f"{ledger.over}/{len(ledger.jobs)} runs over{failed} · {spent} spent, {self._left()} left"
+
+
+class Bars:
+    """A progress bar for each thing that takes long; on a terminal only, on stderr."""
+
+    def __enter__(self) -> "Callable[[str, int, int], None]":
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        shown = sys.stderr.isatty()
+        self._bars = Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+        self._tasks: dict[str, TaskID] = {}
+        self._bars.start()
+        return self._show
+
+    def __exit__(self, *exc: object) -> None:
+        self._bars.stop()
+
+    def _show(self, what: str, done: int, of: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=of)
+        self._bars.update(self._tasks[what], completed=done, total=of)
 
 
 def console() -> "Console":

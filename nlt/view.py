@@ -55,10 +55,49 @@ def comparison_view() -> str:
         _line("noise", "optim/lr"),
         _images("losses", histogram, step=20),
     ]
+    columns = [
+        "metrics.`final/test_accuracy_last`",
+        "metrics.`final/noise_precision`",
+        *(f"metrics.`final/{name}`" for name in ("noise_recall", "noise_remaining", "train_seconds")),
+        *(f"params.`{name}`" for name in ("method", "loss", "noise", "noise_rate", "seed")),
+        *(f"tags.`nlt.{name}`" for name in ("sweep", "profile", "device", "kind")),
+        *(f"attributes.`{name}`" for name in ("Dataset", "Models", "Description")),
+    ]
+    # Summary runs first, then the latest: image charts take the first ten of the list, whatever they have.
+    return _packed(sections, charts, columns, "tags.`nlt.kind`")
+
+
+def detection_description() -> str:
+    """Return the description of the experiment that collects detections, Markdown."""
+    return """What **nlt detect** found in data sets: one run each time.
+
+- **`detect/rate`** is the share of wrong labels, between `detect/rate_low` and `detect/rate_high`; `detect/flagged` the
+  share of labels that are more probably wrong than right; all in [0, 1]. `report.html` among the artifacts says how to
+  read them.
+- **`detect/worst`**: the most suspicious images with the given and the suggested label.
+"""
+
+
+def detection_view() -> str:
+    """Return the view of the experiment that collects detections."""
+    sections = [("rate", "Wrong labels", 2, 340), ("worst", "The most suspicious images", 1, 640)]
+    charts = [
+        *(_chart("BAR", "rate", name, metricKey=name) for name in ("detect/rate", "detect/flagged")),
+        _images("worst", "detect/worst", step=0),
+    ]
+    columns = [
+        *(f"metrics.`detect/{name}`" for name in ("rate", "rate_low", "rate_high", "flagged", "accuracy", "seconds")),
+        *(f"params.`{name}`" for name in ("images", "classes", "features", "action")),
+        *(f"attributes.`{name}`" for name in ("Dataset", "Description")),
+    ]
+    return _packed(sections, charts, columns, "attributes.`Created`")
+
+
+def _packed(sections: list[tuple[str, str, int, int]], charts: list[Any], columns: list[str], order: str) -> str:
+    """Return a view as the value of `TAG`; of each section uuid, title, charts in a row, their height in pixels."""
     state = {
         "searchFilter": "",
-        # Summary runs first, then the latest: image charts take the first ten of the list, whatever they have.
-        "orderByKey": "tags.`nlt.kind`",
+        "orderByKey": order,
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -71,18 +110,18 @@ def comparison_view() -> str:
         "compareRunsMode": "CHART",
         "autoRefreshEnabled": True,
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        "selectedColumns": [
-            "metrics.`final/test_accuracy_last`",
-            "metrics.`final/noise_precision`",
-            *(f"metrics.`final/{name}`" for name in ("noise_recall", "noise_remaining", "train_seconds")),
-            *(f"params.`{name}`" for name in ("method", "loss", "noise", "noise_rate", "seed")),
-            *(f"tags.`nlt.{name}`" for name in ("sweep", "profile", "device", "kind")),
-            *(f"attributes.`{name}`" for name in ("Dataset", "Models", "Description")),
-        ],
+        "selectedColumns": columns,
         "compareRunSections": [
-            {"uuid": uuid, "name": name, "columns": columns, "cardHeight": height, "display": True, "isReordered": True}
+            {
+                "uuid": uuid,
+                "name": name,
+                "columns": in_a_row,
+                "cardHeight": height,
+                "display": True,
+                "isReordered": True,
+            }
             | _KEPT
-            for uuid, name, columns, height in sections
+            for uuid, name, in_a_row, height in sections
         ],
         "compareRunCharts": charts,
     }

@@ -355,12 +355,13 @@ def _no_url(uri: str) -> BadInput:
     return BadInput(f"tracking URI {shown(uri)}: is no address; write it as http://HOST:PORT or sqlite:///PATH.")
 
 
-def experiment_id(store: Store, name: str) -> str:
-    """Return the id of an experiment, made with its comparison view if it is new.
+def experiment_id(store: Store, name: str, view: str | None = None, about: str | None = None) -> str:
+    """Return the id of an experiment, made with its view and its description if it is new; by default those of runs.
 
     Raises:
         BadInput: the experiment is deleted.
     """
+    view, about = view or comparison_view(), about or description(name)
     found = store.client.get_experiment_by_name(name)
     if found is None:
         location = None if store.artifacts is None else str(store.artifacts)
@@ -371,15 +372,15 @@ def experiment_id(store: Store, name: str) -> str:
             if found is None:
                 raise
         else:
-            _set_experiment_tag(store, created, "mlflow.note.content", description(name))
-            _set_experiment_tag(store, created, TAG, comparison_view())
+            _set_experiment_tag(store, created, "mlflow.note.content", about)
+            _set_experiment_tag(store, created, TAG, view)
             return created
     if found.lifecycle_stage != "active":
         raise BadInput(
             f"the MLflow experiment {name!r} is deleted: restore it, or name another in the spec's `experiment`."
         )
-    if found.tags.get(TAG) != comparison_view():  # the view of an older version of nlt
-        _set_experiment_tag(store, found.experiment_id, TAG, comparison_view())
+    if found.tags.get(TAG) != view:  # the view of an older version of nlt
+        _set_experiment_tag(store, found.experiment_id, TAG, view)
     return str(found.experiment_id)
 
 

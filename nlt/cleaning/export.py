@@ -1,0 +1,267 @@
+"""The clean data set in the forms that others read: folders, a table, arrays, tasks for Label Studio.
+
+Legend: N samples, K classes, S pixels on a side.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from nlt.settings import BadInput
+
+Export = Literal["folder", "csv", "npz", "labelstudio"]
+Kind = Literal["folder", "list", "npz", "features"]
+SIDE = 224  # of images in an npz where they are not all of one size
+LONGEST = 200  # bytes of a folder's name; file systems take 255
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What is exported: where the images are, and what became of each."""
+
+    source: Path
+    kind: Kind
+    classes: tuple[str, ...]
+    table: pd.DataFrame
+    """As `decide` returns it, of readable samples only, in the order of the input."""
+    rows: pd.DataFrame | None
+    """The user's own table, of a CSV, in the same order."""
+    pixels_NCHW: NDArray[np.uint8] | None
+    """Of an npz."""
+
+    @property
+    def names(self) -> list[str]:
+        """Path or id of each sample."""
+        return [str(name) for name in self.table.iloc[:, 0]]
+
+    @property
+    def splits(self) -> list[str]:
+        """The split of each sample, "" where there are none."""
+        return list(self.table["split"]) if "split" in self.table else [""] * len(self.table)
+
+
+def check_export(export: Export, kind: Kind) -> None:
+    """Make sure that a data set can be exported so.
+
+    Raises:
+        BadInput: there are no images, or no files of images, to export.
+    """
+    if kind == "features" and export != "csv":
+        raise BadInput(f"--export {export} needs images and the input is features: choose csv")
+    if kind == "npz" and export == "labelstudio":
+        raise BadInput("--export labelstudio needs image files and the input is an npz: choose npz, csv or folder")
+
+
+def write_clean(into: Path, clean: Clean, export: Export) -> dict[str, str]:
+    """Write the clean data set into a folder; returns class -> folder name where these differ.
+
+    Raises:
+        BadInput: an image is no longer there.
+    """
+    match export:
+        case "folder":
+            return write_folder(into / "clean", clean)
+        case "csv":
+            write_csv(into / "clean.csv", clean)
+        case "npz":
+            write_npz(into / "clean.npz", clean)
+        case "labelstudio":
+            write_labelstudio(into, clean)
+    return {}
+
+
+def write_folder(top: Path, clean: Clean) -> dict[str, str]:
+    """Write top/[SPLIT/]CLASS/** of hard links, or copies where the file system has no links; of an npz PNG files.
+
+    A file keeps its path inside its class's folder. Where a relabelled one meets another there, the class it came from
+    is added to its name. Returns class -> folder name where a class's name is none for a folder.
+    """
+    folders = folder_names(clean.classes)
+    labels, given = list(clean.table["label"]), list(clean.table["given_label"])
+    kept = [row for row, label in enumerate(labels) if label]
+    kept.sort(key=lambda row: labels[row] != given[row])  # who stays keeps its name; stable
+    taken: set[str] = set()
+    width = len(str(len(labels)))
+    top.mkdir()
+    for row in kept:
+        split, inside = _place(clean, row, width)
+        head = f"{split}/{folders[labels[row]]}" if split else folders[labels[row]]
+        target = _free(f"{head}/{inside}", folders[given[row]], taken)
+        (top / target).parent.mkdir(parents=True, exist_ok=True)
+        if clean.pixels_NCHW is None:
+            _link(clean.source / clean.names[row], top / target)
+        else:
+            image_CHW = clean.pixels_NCHW[row]
+            image = image_CHW[0] if len(image_CHW) == 1 else np.ascontiguousarray(image_CHW.transpose(1, 2, 0))
+            Image.fromarray(image).save(top / target)
+    return {name: folder for name, folder in folders.items() if name != folder}
+
+
+def folder_names(classes: Sequence[str]) -> dict[str, str]:
+    """Return class -> a folder's name: itself where it can be one, else with odd characters as %XX; all different.
+
+    Two names that differ by case alone are told apart, since some file systems do not.
+    """
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in sorted(classes, key=lambda name: (not _is_folder_name(name), name)):
+        base = name if _is_folder_name(name) else quote(name, safe=" ").replace(".", "%2E")[:LONGEST].strip() or "%20"
+        folder, number = base, 2
+        while folder.casefold() in taken:
+            folder, number = f"{base}~{number}", number + 1
+        taken.add(folder.casefold())
+        found[name] = folder
+    return {name: found[name] for name in classes}
+
+
+def _is_folder_name(name: str) -> bool:
+    safe = name.isprintable() and not set(name) & set('/\\:*?"<>|') and name == name.strip(" .") and name
+    return bool(safe) and not name.startswith(".") and len(name.encode()) <= LONGEST
+
+
+def _place(clean: Clean, row: int, width: int) -> tuple[str, str]:
+    """(split's folder or "", path inside the class's folder)."""
+    name, split = clean.names[row], clean.splits[row]
+    if clean.kind == "npz":
+        return split, f"{row:0{width}}.png"
+    parts = name.split("/")
+    if clean.kind == "list":
+        return split, name
+    return (parts[0], "/".join(parts[2:])) if split else ("", "/".join(parts[1:]))
+
+
+def _free(target: str, origin: str, taken: set[str]) -> str:
+    """A path that nothing has yet; file systems that do not tell case apart are heeded."""
+    stem, suffix = os.path.splitext(target)
+    path, number = target, 1
+    while path.casefold() in taken:
+        path = f"{stem}-from-{origin}{f'-{number}' if number > 1 else ''}{suffix}"
+        number += 1
+    taken.add(path.casefold())
+    return path
+
+
+def _link(source: Path, target: Path) -> None:
+    real = os.path.realpath(source)
+    try:
+        os.link(real, target)
+    except FileNotFoundError as error:
+        raise BadInput(f"{source} is no longer there: leave the input alone meanwhile, and run again") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EEXIST):
+            raise
+        shutil.copy2(real, target)  # another file system, or one without links
+
+
+def write_csv(file: Path, clean: Clean) -> None:
+    """Write the user's own rows and columns with corrected labels, or columns path (id), split and label."""
+    keep = (clean.table["label"] != "").to_numpy()
+    labels = clean.table["label"].to_numpy()
+    if clean.rows is None:
+        frame = clean.table[[clean.table.columns[0], *(["split"] if "split" in clean.table else [])]].copy()
+        frame["label"] = labels
+    else:
+        frame = clean.rows.copy()
+        column = label_column(clean.rows, list(clean.table["given_label"]))
+        changed = (clean.table["label"] != clean.table["given_label"]).to_numpy() & keep
+        old = frame.iloc[:, column].astype(object)
+        frame.isetitem(column, old.where(~changed, labels))  # what is not changed stays as written
+    frame[keep].to_csv(file, index=False, lineterminator="\n")
+
+
+def label_column(rows: pd.DataFrame, given: Sequence[str]) -> int:
+    """Return which column of a user's table holds the given labels: the one that agrees with them most often."""
+    wanted = np.array(given, dtype=object)
+    columns = [rows.iloc[:, i].astype(str) for i in range(rows.shape[1])]
+    agree = [((column.to_numpy() == wanted) | (column.str.strip().to_numpy() == wanted)).sum() for column in columns]
+    return max(range(len(agree)), key=lambda i: (agree[i], rows.columns[i] == "label", -i))
+
+
+def write_npz(file: Path, clean: Clean) -> None:
+    """Write arrays as nlt's npz data set has them: {train,test,val}_images, {...}_labels, class_names.
+
+    Images of files are RGB, and squares of `SIDE` pixels unless all have one size.
+    """
+    place = {name: k for k, name in enumerate(clean.classes)}
+    labels, splits = list(clean.table["label"]), np.array([split or "train" for split in clean.splits])
+    size = _common_size(clean) if clean.pixels_NCHW is None else None
+    arrays: dict[str, NDArray[Any]] = {}
+    for split in sorted(set(splits)):
+        kept = [row for row in np.flatnonzero(splits == split) if labels[row]]
+        if clean.pixels_NCHW is not None:
+            images_NHWC = clean.pixels_NCHW[kept].transpose(0, 2, 3, 1)
+        else:
+            found = [_decode(clean.source / clean.names[row], size) for row in kept]
+            images_NHWC = np.stack(found) if found else np.zeros((0, SIDE, SIDE, 3), np.uint8)
+        arrays[f"{split}_images"] = np.ascontiguousarray(images_NHWC)
+        arrays[f"{split}_labels"] = np.array([place[labels[row]] for row in kept], dtype=np.int64)
+    arrays["class_names"] = np.array(clean.classes)
+    with file.open("wb") as opened:
+        np.savez(opened, allow_pickle=False, **arrays)
+
+
+def _common_size(clean: Clean) -> tuple[int, int] | None:
+    """(width, height) of all images that stay, or None where they differ."""
+    sizes = set()
+    for name, label in zip(clean.names, clean.table["label"], strict=True):
+        if label:
+            with Image.open(clean.source / name) as image:
+                sizes.add(ImageOps.exif_transpose(image).size)
+            if len(sizes) > 1:
+                return (SIDE, SIDE)
+    return None
+
+
+def _decode(file: Path, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+    with Image.open(file) as image:
+        turned = ImageOps.exif_transpose(image).convert("RGB")
+    return np.asarray(turned if size is None else turned.resize(size, Image.Resampling.BICUBIC))
+
+
+def write_labelstudio(into: Path, clean: Clean) -> None:
+    """Write labelstudio.json, tasks with predictions, the worst first, and labelstudio.xml, the labelling interface.
+
+    Images are named as Label Studio's local files: its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is to be the folder that
+    holds the data set's.
+    """
+    order = np.argsort(-clean.table["p_wrong"].to_numpy(), kind="stable")
+    tasks = []
+    for row in order:
+        line = clean.table.iloc[row]
+        path = f"{Path(os.path.abspath(clean.source)).name}/{clean.names[row]}"
+        result = {"from_name": "label", "to_name": "image", "type": "choices"}
+        result |= {"value": {"choices": [line["label"] or line["suggested_label"]]}}  # type: ignore[dict-item]
+        tasks.append(
+            {
+                "data": {
+                    "image": f"/data/local-files/?d={quote(path)}",
+                    "path": clean.names[row],
+                    "sha256": line["sha256"],
+                    "given_label": line["given_label"],
+                    "decision": line["decision"],
+                    "p_wrong": round(float(line["p_wrong"]), 6),
+                },
+                "predictions": [
+                    {"model_version": "nlt", "score": round(float(line["p_wrong"]), 6), "result": [result]}
+                ],
+            }
+        )
+    (into / "labelstudio.json").write_text(json.dumps(tasks, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    choices = "".join(f"    <Choice value={quoteattr(name)}/>\n" for name in clean.classes)
+    (into / "labelstudio.xml").write_text(
+        '<View>\n  <Image name="image" value="$image"/>\n  <Choices name="label" toName="image" showInLine="true">\n'
+        f"{choices}  </Choices>\n</View>\n",
+        encoding="utf-8",
+    )

@@ -1,0 +1,250 @@
+"""Commands on a user's own data: detect, apply."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from nlt.cli.options import data_root_option, device_option, friendly, main, tracking_option
+from nlt.settings import BadInput
+from nlt.terminal import Bars, warn
+
+if TYPE_CHECKING:
+    import torch
+
+    from nlt.backbones import AnyBackbone
+    from nlt.cleaning.judge import Judged
+    from nlt.data.decoding import Progress
+    from nlt.tracking import Store
+
+FILE = click.Path(path_type=Path)
+MOST_SAID = 5  # issues that are printed; the report has all
+
+
+@main.command()
+@click.argument("path", type=FILE, required=False)
+@click.option("--labels", type=FILE, default=None, help="CSV with the columns path and label, or label alone.")
+@click.option("--features", type=FILE, default=None, help="Own features instead of images: .npy, one row a sample.")
+@click.option(
+    "--probabilities", type=FILE, default=None, help="Own out-of-sample probabilities, .npy, one row a sample."
+)
+@click.option("--out", type=FILE, default=None, help="Output folder; by default PATH.nlt beside PATH.")
+@click.option("--backbone", default="auto", show_default=True, help="auto, pixels, lite0 or timm:NAME.")
+@click.option("--weights", default=None, help="File of weights for timm:NAME.")
+@click.option("--image-size", type=int, default=None, help="Side in pixels at which the network sees images.")
+@click.option(
+    "--action", type=click.Choice(["remove", "relabel", "keep"]), default="remove", show_default=True,
+    help="What becomes of labels that are more probably wrong than right.",
+)  # fmt: skip
+@click.option(
+    "--export", type=click.Choice(["folder", "csv", "npz", "labelstudio"]), default=None,
+    help="Form of the clean data set; by default that of the input.",
+)  # fmt: skip
+@click.option("--review", type=click.IntRange(0, 20_000), default=1000, show_default=True, help="Samples to review.")
+@device_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random sample to review.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@data_root_option
+@tracking_option
+@friendly
+def detect(
+    path: Path | None,
+    labels: Path | None,
+    features: Path | None,
+    probabilities: Path | None,
+    out: Path | None,
+    backbone: str,
+    weights: str | None,
+    image_size: int | None,
+    action: Any,
+    export: Any,
+    review: int,
+    device: str,
+    seed: int,
+    as_json: bool,
+    data_root: Path,
+    tracking_uri: str | None,
+) -> None:
+    """Find the wrong labels of your own data, say how many there are, and write a clean data set.
+
+    PATH: a folder with a folder for each class, with --labels a folder and a CSV, a CSV, or an .npz. It is never
+    changed. Network weights of ImageNet come with nlt; nothing is downloaded.
+
+    \b
+    nlt detect photos/
+    nlt detect photos/ --labels labels.csv --action relabel --export csv
+    nlt detect --features embeddings.npy --labels labels.csv
+    """
+    began = time.monotonic()
+    given = Given(path, labels, features, probabilities)
+    source = given.source()
+    out = out or source.with_name(f"{source.resolve().name}.nlt")
+    from nlt.backbones import parse
+    from nlt.cleaning import check_export, check_place, write_output
+    from nlt.hardware import find_device
+    from nlt.tracking import open_store
+
+    # What can be wrong is found before the work.
+    check_place(out, source)
+    backbones, on = parse(backbone, weights, image_size), find_device(device)
+    store = open_store(tracking_uri)
+    with Bars() as progress:
+        judged = _judge(given, backbones, on, data_root, seed, progress, warn if as_json else click.echo)
+        form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[judged.data.kind]
+        check_export(form, judged.data.kind)
+        settings = {"backbone": backbone, "weights": weights, "image_size": image_size, "review": review}
+        written = write_output(
+            out, judged.data, judged.errors, judged.issues,
+            action=action, export=form, review=review, seed=seed, settings=settings,
+        )  # fmt: skip
+    rate = judged.errors.rate
+    found = {
+        "images": written.images, "classes": len(judged.data.classes), "unreadable": written.unreadable,
+        "rate": rate.point, "rate_low": rate.low, "rate_high": rate.high, "flagged": written.flagged,
+        "accuracy": judged.errors.accuracy, "features": judged.errors.features,
+        "outside_weights": judged.outside_weights, "seconds": round(time.monotonic() - began, 1), "out": str(out),
+    }  # fmt: skip
+    run_id = _track(store, source, judged, found, action, out)
+    if as_json:
+        click.echo(json.dumps(found | judged.quality(0.5) | {"run_id": run_id}))
+        return
+    _print(judged, found, out)
+
+
+class Given(NamedTuple):
+    """What is to be judged, as the command line names it."""
+
+    path: Path | None
+    labels: Path | None
+    features: Path | None
+    probabilities: Path | None
+
+    def source(self) -> Path:
+        """Return what the output is called by.
+
+        Raises:
+            BadInput: images and numbers, or neither.
+        """
+        if self.features and self.probabilities:
+            raise BadInput("--features and --probabilities: give one of the two.")
+        if numbers := self.features or self.probabilities:
+            if self.path is not None:
+                raise BadInput(f"{self.path} and {numbers}: name images or numbers, not both.")
+            if self.labels is None:
+                raise BadInput(f"{numbers} needs --labels, a CSV with a column label or an .npy: one label a row.")
+            return numbers
+        if self.path is None:
+            raise BadInput("name a folder of images, a CSV or an .npz: nlt detect photos/, or --features and --labels.")
+        return self.path
+
+
+def _judge(
+    given: Given, backbones: "Sequence[AnyBackbone]", device: "torch.device", data_root: Path, seed: int,
+    progress: "Progress", say: Callable[[str], None],
+) -> "Judged":  # fmt: skip
+    from nlt.cleaning.judge import judge, judge_numbers
+    from nlt.data.labelled import read_labelled
+    from nlt.data.numbers import read_numbers
+
+    if given.path is None:
+        assert given.labels is not None
+        numbers = read_numbers(given.labels, features=given.features, probabilities=given.probabilities)
+        return judge_numbers(numbers, seed)
+    data = read_labelled(given.path, given.labels, cache=data_root / "looked", progress=progress)
+    for sentence in data.notes:
+        warn(f"{sentence}.")
+    lost = f"; {len(data.left_out):,} files cannot be read and are left out" if data.left_out else ""
+    say(f"{given.path}: {len(data):,} images of {len(data.classes)} classes{lost}")
+    return judge(
+        data, backbones, cache=data_root / "features", device=device, seed=seed, progress=progress,
+        note=lambda sentence: say(f"  {sentence}"),
+    )  # fmt: skip
+
+
+def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any], action: str, out: Path) -> str | None:
+    """Log what was found; a store that is away loses nothing, as all of it is in `out`."""
+    from mlflow.exceptions import MlflowException
+
+    from nlt.cleaning.output import input_digest
+    from nlt.tracking.detection import write_detection
+
+    shares = {key: found[key] for key in ("rate", "rate_low", "rate_high", "accuracy", "seconds")}
+    shares |= {"flagged": found["flagged"] / max(1, found["images"])} | judged.quality(0.5)
+    params = {key: str(found[key]) for key in ("images", "classes", "unreadable", "features", "outside_weights", "out")}
+    params |= {"action": action}
+    grid = out / "worst.png"
+    try:
+        return write_detection(
+            store, source.resolve().name, judged.errors.rate.reading,
+            {key: value for key, value in params.items() if value},
+            {f"detect/{key}": float(value) for key, value in shares.items()},
+            (source.resolve().name, input_digest(judged.data)[:16]),
+            [out / name for name in ("report.html", "labels.csv", "manifest.json")],
+            grid if grid.is_file() else None,
+        )  # fmt: skip
+    except (MlflowException, OSError) as error:
+        warn(f"MLflow has no run of it ({type(error).__name__}); all that was found is in {out}.")
+        return None
+
+
+def _print(judged: "Judged", found: dict[str, Any], out: Path) -> None:
+    _print_rate(judged.errors.rate)
+    used = found["features"] or "your own numbers"
+    origin = f", weights of outside origin: {judged.outside_weights}" if judged.outside_weights else ""
+    click.echo(
+        f"{found['flagged']:,} of {found['images']:,} labels are more probably wrong than right (by {used}{origin})"
+    )
+    for issue in judged.issues[:MOST_SAID]:
+        click.echo(f"  {issue.sentence}")
+    if more := len(judged.issues) - MOST_SAID:
+        click.echo(f"  and {more:,} more of this kind in the report" if more > 0 else "", nl=more > 0)
+    table = judged.errors.table().head(8)
+    for row in table.itertuples():
+        click.echo(f"  {row.p_wrong:5.1%} wrong  {row.id}  given {row.given_label}, suggested {row.suggested_label}")
+    click.echo(f"look at them: {out / 'report.html'}  (then: nlt apply {out} decisions.csv)")
+    click.echo(f"all labels: {out / 'labels.csv'}; {found['seconds']:g} s")
+
+
+def _print_rate(rate: Any) -> None:
+    click.echo(f"wrong labels: {rate.point:.1%}, between {rate.low:.1%} and {rate.high:.1%}")
+    click.echo(f"  {rate.reading}")
+
+
+@main.command()
+@click.argument("out", type=FILE)
+@click.argument("decisions", type=FILE, nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@friendly
+def apply(out: Path, decisions: tuple[Path, ...], as_json: bool) -> None:
+    """Take reviewers' decisions into OUT, the output folder of nlt detect, and write its clean data set anew.
+
+    Every file is kept in OUT/decisions/; the same file twice changes nothing, those of several people are merged.
+
+    \b
+    nlt apply photos.nlt decisions.csv
+    nlt apply photos.nlt decisions-ann.csv decisions-bob.csv
+    """
+    from dataclasses import asdict
+
+    from nlt.cleaning import apply as take_in
+
+    done = take_in(out, decisions)
+    if as_json:
+        click.echo(json.dumps(asdict(done) | {"folder": str(done.folder)}))
+        return
+    click.echo(
+        f"{done.decided:,} samples decided: {done.kept:,} kept, {done.relabelled:,} relabelled, "
+        f"{done.removed:,} removed, {done.unsure:,} unsure"
+    )
+    if done.disagreements:
+        click.echo(f"{done.disagreements:,} samples that people disagree in: {out / 'disagreements.csv'}")
+    if done.suggestions:
+        click.echo(f"the suggested label was right for {done.suggestions_right:,} of {done.suggestions:,}")
+    if done.rate is None:
+        click.echo(f"{done.sample_answered} of {done.sample_size} of the random sample are answered: more give a rate")
+    else:
+        _print_rate(done.rate)
+    click.echo(f"the clean data set of {done.images:,} samples is written anew in {out}")

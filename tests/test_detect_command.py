@@ -1,0 +1,189 @@
+"""`nlt detect` and `nlt apply`, from the command line to the output folder and MLflow, on digits as PNG files."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from nlt.cli import main
+from nlt.tracking import open_store
+
+PIXELS = ("--backbone", "pixels")
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """600 digits as files, a folder for each given label, 60 of them wrong; and the paths of the wrong ones."""
+    top = tmp_path_factory.mktemp("planted") / "digits"
+    digits = load_digits()
+    generator = np.random.default_rng(0)
+    labels_N = digits.target[:600].copy()
+    wrong_rows = generator.choice(600, 60, replace=False)
+    labels_N[wrong_rows] = (labels_N[wrong_rows] + generator.integers(1, 10, 60)) % 10
+    for row, (image_HW, label) in enumerate(zip(digits.images[:600], labels_N, strict=True)):
+        (top / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image_HW * 15.9).astype(np.uint8)).save(top / str(label) / f"{row:03}.png")
+    return top, {f"{labels_N[row]}/{row:03}.png" for row in wrong_rows}
+
+
+@pytest.fixture
+def run(tmp_path: Path, store_uri: str) -> Any:
+    def run(*arguments: object) -> Result:
+        where = ("--tracking-uri", store_uri, "--data-root", str(tmp_path / "data"))
+        return CliRunner().invoke(main, [*map(str, arguments), *(where if arguments[0] == "detect" else ())])
+
+    return run
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Path -> hash of what it holds."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_planted_errors_are_found_and_the_data_set_comes_back_clean(planted, run, tmp_path, store_uri):
+    top, wrong = planted
+    before, out = listing(top), tmp_path / "out"
+    result = run("detect", top, *PIXELS, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["images"], found["features"], found["out"]) == (600, "pixels", str(out))
+    assert found["rate_low"] <= 0.1 <= found["rate_high"]
+    assert listing(top) == before
+    rows = list(csv.DictReader((out / "labels.csv").open(encoding="utf-8")))
+    assert len(rows) == 600
+    flagged = {row["path"] for row in rows if row["decision"] == "remove"}
+    assert len(flagged) == found["flagged"]
+    assert len(flagged & wrong) >= 45
+    assert len(flagged - wrong) <= 12
+    assert {row["path"] for row in rows[:30]} <= wrong  # worst first
+    kept = {str(file.relative_to(out / "clean")) for file in (out / "clean").rglob("*.png")}
+    assert kept == {row["path"] for row in rows} - flagged
+    store = open_store(store_uri)
+    mlflow_run = store.client.get_run(found["run_id"])
+    assert mlflow_run.info.status == "FINISHED"
+    assert mlflow_run.data.metrics["detect/rate"] == found["rate"]
+    names = {file.path for file in store.client.list_artifacts(found["run_id"])}
+    assert {"report.html", "labels.csv", "manifest.json", "images"} <= names
+
+
+def test_the_same_input_gives_the_same_bytes_from_the_cache_too(planted, run, tmp_path):
+    top, _ = planted
+    outputs = []
+    for name, more in (("a", ()), ("b", ()), ("c", ("--data-root", tmp_path / "fresh"))):
+        result = run("detect", top, *PIXELS, "--out", tmp_path / name / "out", *more)
+        assert result.exit_code == 0, result.output
+        outputs.append(listing(tmp_path / name / "out"))
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_features_and_probabilities_of_ones_own_go_through_the_same_detector(run, tmp_path):
+    digits = load_digits()
+    labels_N = digits.target[:400].copy()
+    labels_N[:20] = (labels_N[:20] + 1) % 10
+    np.save(tmp_path / "features.npy", digits.data[:400].astype(np.float32))
+    (tmp_path / "labels.csv").write_text("label\n" + "\n".join(map(str, labels_N)) + "\n")
+    result = run("detect", "--features", tmp_path / "features.npy", "--labels", tmp_path / "labels.csv",
+                 "--out", tmp_path / "out", "--json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((tmp_path / "out" / "labels.csv").open()))
+    assert len({int(row["id"]) for row in rows[:15]} & set(range(20))) >= 13
+    assert (tmp_path / "out" / "clean.csv").exists()
+    p_NK = np.full((400, 10), 0.01, np.float32)
+    p_NK[np.arange(400), digits.target[:400]] = 0.91
+    np.save(tmp_path / "p.npy", p_NK)
+    result = run("detect", "--probabilities", tmp_path / "p.npy", "--labels", tmp_path / "labels.csv",
+                 "--out", tmp_path / "p", "--json", "--action", "relabel")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = list(csv.DictReader((tmp_path / "p" / "labels.csv").open()))
+    assert {int(row["id"]) for row in rows[:20]} == set(range(20))
+    assert all(int(row["label"]) == digits.target[int(row["id"])] for row in rows)
+
+
+def archive(file: Path, clean_N: np.ndarray) -> Path:
+    digits = load_digits()
+    labels_N = digits.target[:300].copy()
+    labels_N[:30] = (labels_N[:30] + 3) % 10
+    images = (digits.images[:300] * 15.9).astype(np.uint8)
+    np.savez(file, train_images=images, train_labels=labels_N, train_clean_labels=clean_N)
+    return file
+
+
+def test_clean_labels_are_measured_against_and_nothing_else(run, tmp_path):
+    """Lying ones change the measures and no finding."""
+    truth_N = load_digits().target[:300]
+    found = []
+    for name, clean_N in (("true", truth_N), ("lie", (truth_N + np.arange(300) % 2) % 10)):
+        file = archive(tmp_path / f"{name}.npz", clean_N)
+        result = run("detect", file, *PIXELS, "--out", tmp_path / name, "--json")
+        assert result.exit_code == 0, result.output
+        found.append((json.loads(result.stdout), (tmp_path / name / "labels.csv").read_bytes()))
+    (true, labels), (lie, same_labels) = found
+    assert labels == same_labels
+    assert true["rate"] == lie["rate"]
+    assert true["auroc"] > 0.97 > lie["auroc"]
+    assert true["recall"] > 0.4
+    assert true["precision"] > 0.7
+    assert true["rate_error"] == pytest.approx(true["rate"] - 0.1)
+
+
+def test_decisions_are_taken_in(planted, run, tmp_path):
+    top, _ = planted
+    out = tmp_path / "out"
+    assert run("detect", top, *PIXELS, "--out", out).exit_code == 0
+    worst = next(csv.DictReader((out / "labels.csv").open(encoding="utf-8")))
+    (tmp_path / "mine.csv").write_text(f"path,decision,label\n{worst['path']},keep,\n")
+    for _ in range(2):  # the second time changes nothing
+        result = run("apply", out, tmp_path / "mine.csv", "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["kept"] == 1
+    assert (out / "clean" / worst["path"]).is_file()
+    result = run("apply", out, tmp_path / "mine.csv")
+    assert "1 samples decided: 1 kept" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "name a folder of images"),
+        (("{tmp}/nowhere",), "nowhere is not there"),
+        (("{top}", "--features", "{tmp}/x.npy"), "name images or numbers, not both"),
+        (("--features", "{tmp}/x.npy"), "needs --labels"),
+        (("{top}", "--out", "{tmp}"), "{tmp}"),
+        (("{top}", "--out", "{top}/inside"), "inside"),
+        (("{top}", "--backbone", "resnet"), "--backbone 'resnet'"),
+        (("{top}", "--weights", "w.pt"), "--weights goes with"),
+        (("{top}", "--image-size", "0"), "--image-size 0"),
+        (("{top}", "--device", "tpu"), "--device tpu"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_sentence_and_leaves_nothing(planted, run, tmp_path, arguments, said):
+    top, _ = planted
+    (tmp_path / "mine.txt").write_text("mine")
+    before = set(listing(tmp_path))
+    result = run("detect", *(a.format(top=top, tmp=tmp_path) for a in arguments))
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("Error: ")
+    assert result.output.count("\n") == 1
+    assert said.format(top=top, tmp=tmp_path) in result.output
+    assert set(listing(tmp_path)) == before
+
+
+def test_a_tracking_server_that_goes_away_loses_nothing(planted, run, tmp_path, monkeypatch):
+    from mlflow.exceptions import MlflowException
+
+    def away(*_: object, **__: object) -> str:
+        raise MlflowException("away")
+
+    monkeypatch.setattr("nlt.tracking.detection.write_detection", away)
+    result = run("detect", planted[0], *PIXELS, "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "MLflow has no run of it" in result.output
+    assert (tmp_path / "out" / "report.html").exists()
