@@ -85,6 +85,7 @@ def prepare(
         augmentation=spec.augmentation,
         evaluate=spec.evaluate,
         steps=spec.steps(),
+        cache=Path(os.path.expanduser(data_root)) / "features",
     )
 
 

@@ -162,7 +162,7 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _sentence(error: ValidationError, data: Any) -> str:
     """Turn pydantic's errors into one sentence that names the place, what is wrong, and the mend."""
-    first, *more = error.errors(include_url=False)
+    first, *others = error.errors(include_url=False)
     place = _place(first["loc"], data, ends_with_key=first["type"] in ("extra_forbidden", "missing"))
     match first["type"]:
         case "extra_forbidden":
@@ -184,7 +184,9 @@ def _sentence(error: ValidationError, data: Any) -> str:
             what = what[0].lower() + what[1:]
             if isinstance(first["input"], str | int | float | bool | None):
                 what += f", not {json.dumps(first['input'])[:80]}"
-    rest = f" ({len(more)} more like this in the file)" if more else ""
+    places = {_place(other["loc"], data, other["type"] in ("extra_forbidden", "missing")) for other in others}
+    more = len(places - {place})
+    rest = f" ({more} more like this in the file)" if more else ""
     return f"{place or 'the file'}: {what.rstrip('.?')}{'?' if what.endswith('?') else '.'}{rest}"
 
 
@@ -192,6 +194,8 @@ def _place(loc: tuple[int | str, ...], data: Any, ends_with_key: bool) -> str:
     """Write pydantic's location as the dotted key a user would write, without the tags of unions in it."""
     keys: list[str] = []
     for i, part in enumerate(loc):
+        if isinstance(data, str | int | float):  # it has no keys: what follows says which of a union's kinds failed
+            break
         is_key = i == len(loc) - 1 and ends_with_key
         if not is_key and isinstance(data, dict) and part not in data and part == data.get("name"):
             continue

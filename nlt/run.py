@@ -8,16 +8,20 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nlt.augment import CropFlipCutout
+from nlt.backbones import AnyBackbone
 from nlt.checkpoint import State
 from nlt.data import Dataset, Samples
 from nlt.detect import auc, mask_quality
+from nlt.features import of_images
 from nlt.models import Model
 from nlt.optim import SGD
 from nlt.train import Epoch, Learner, Stage, evaluate, predict
@@ -53,6 +57,8 @@ class Prepared:
     evaluate: Literal["after", "before"]
     steps: int
     """Epochs of all stages together."""
+    cache: Path | None = None
+    """Folder that keeps features; None to keep none."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,11 @@ class Run:
             after_epoch: called then with the number of epochs that are over, and what returns the state to save.
             resume: the state to go on from.
         """
-        self.N, self.K, self.device = len(prepared.train), len(prepared.dataset.classes), prepared.device
+        self.N, self.device = len(prepared.train), prepared.device
+        self.classes = prepared.dataset.classes
+        """Names of the K classes."""
+        self.K = len(self.classes)
+        self._images_NCHW = prepared.train.images_NCHW.numpy()
         self.learners: dict[str, Learner] = {}
         self.buffers: dict[str, Tensor] = {}
         self.step = 0
@@ -233,6 +243,14 @@ class Run:
                 self._after_epoch(self.step, self._state)
         finally:
             self._in_stage = False
+
+    def features(self, backbone: AnyBackbone) -> NDArray[np.float16]:
+        """Return features_ND of the training images, without augmentation, from the cache where they are kept.
+
+        Raises:
+            BadInput: the backbone's weights cannot be had.
+        """
+        return of_images(backbone, self._images_NCHW, self._prepared.cache, device=self.device)
 
     def predict(self, *nets: Learner) -> Tensor:
         """Return log_p_NK of the training images, without augmentation, as `nlt.train.predict`."""

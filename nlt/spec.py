@@ -10,6 +10,7 @@ from pydantic import Field
 from nlt.augment import CropFlipCutout
 from nlt.data import Data
 from nlt.hardware import Compile, Precision
+from nlt.methods.cleaned import Cleaned
 from nlt.methods.coteaching import CoTeaching
 from nlt.methods.elr import ELR
 from nlt.methods.o2u import O2U
@@ -20,7 +21,7 @@ from nlt.optim import SGD
 from nlt.settings import Settings
 from nlt.train import Stage
 
-Method = Annotated[Standard | O2U | CoTeaching | ELR, Field(discriminator="name")]
+Method = Annotated[Standard | O2U | CoTeaching | ELR | Cleaned, Field(discriminator="name")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.
@@ -96,6 +97,11 @@ class Experiment(Settings):
         for stage in self.stages().values():
             steps[stage.batch_size] = steps.get(stage.batch_size, 0) + stage.epochs * math.ceil(N / stage.batch_size)
         return steps
+
+    def outside_weights(self) -> str:
+        """Return where weights of outside origin come from that the model or the method rests on, "" if none do."""
+        used = [self.model, *(value for _, value in self.method)]
+        return "; ".join(dict.fromkeys(filter(None, (getattr(part, "outside_weights", None) for part in used))))
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole spec, defaults filled in, as JSON-ready data; loading it gives the same Experiment."""

@@ -509,3 +509,10 @@ def test_a_transition_matrix_of_many_classes_fits_into_a_param():
     prepared = prepare(spec, 0, "cpu", "data")
     assert max(map(len, params(spec, prepared).values())) <= 500
     assert str(spec.noise) == "matrix"
+
+
+def test_a_run_with_outside_weights_says_so():
+    plain, method = spec_of(), spec_of(method={"name": "cleaned", "backbone": {"name": "lite0"}})
+    model = spec_of(model={"name": "timm", "image_size": 32}, method={"name": "standard"})
+    assert plain.outside_weights() == ""
+    assert method.outside_weights() == model.outside_weights() == "ImageNet-1k (timm tf_efficientnet_lite0)"

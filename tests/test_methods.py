@@ -4,9 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Net, make_run, samples
+from pydantic import ValidationError
 
+from nlt.backbones import Pixels
 from nlt.data import Samples
+from nlt.detect import find_label_errors, number_kept
 from nlt.losses import CE, MAE
+from nlt.methods.cleaned import Cleaned
 from nlt.methods.coteaching import CoTeaching
 from nlt.methods.elr import ELR
 from nlt.methods.o2u import O2U
@@ -200,3 +204,52 @@ def test_elr_averages_what_it_predicted():
     ELR(training=stage(2, lr=1e-30)).train(run)
     p_NK = run.predict(run.learners["net"]).exp()
     torch.testing.assert_close(run.buffers["targets_NK"], 0.51 * p_NK)
+
+
+def clear_samples(wrong: int) -> Samples:
+    """200 images of 6 x 6 pixels whose class can be seen; the first `wrong` are labelled as the next class."""
+    generator = torch.Generator().manual_seed(0)
+    clean_N = torch.arange(200) % 4
+    patterns_KHW = torch.randint(0, 200, (4, 6, 6), generator=generator)
+    images_NHW = patterns_KHW[clean_N] + torch.randint(0, 55, (200, 6, 6), generator=generator)
+    labels_N = torch.where(torch.arange(200) < wrong, (clean_N + 1) % 4, clean_N)
+    return Samples(images_NHW[:, None].to(torch.uint8), torch.arange(200), labels_N, clean_N)
+
+
+def test_o2u_removes_the_share_that_it_estimates():
+    method = o2u(forget_rate="estimate", backbone=Pixels(), pretraining=stage(1), cyclical=stage(1), training=stage(1))
+    run, told = make_run(clear_samples(40))
+    method.train(run)
+    rate = find_label_errors(run.features(Pixels()), run.labels_N.numpy()).rate.point
+    assert rate == pytest.approx(0.2, abs=0.03)
+    assert told[1].metrics["method/estimated_rate"] == rate
+    assert int((~told[1].keep_N).sum()) == 200 - number_kept(200, rate)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"forget_rate": "estimate"}, {"forget_rate": 0.2, "backbone": {"name": "pixels"}}]
+)
+def test_o2u_estimates_by_a_backbone_and_has_no_use_for_one_else(settings):
+    with pytest.raises(ValidationError, match="go together"):
+        O2U.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("act", "kept", "relabelled"), [("remove", 160, 0), ("relabel", 200, 40), ("reweight", 200, 0)]
+)
+def test_cleaned_by_hand(act, kept, relabelled):
+    """Classes that can be seen: all 40 wrong labels are found, and no other."""
+    train = clear_samples(40)
+    run, told = make_run(train)
+    Cleaned(backbone=Pixels(), act=act, training=stage(1)).train(run)
+    (record,) = told
+    assert torch.equal(~record.keep_N, train.wrong_N)
+    assert int(record.losses_N.isfinite().sum()) == kept
+    assert int((record.labels_N != train.labels_N).sum()) == relabelled
+    if act == "relabel":
+        assert torch.equal(record.labels_N, train.clean_N)
+    if act == "reweight":  # a wrong label weighs next to nothing, a right one nearly 1
+        weights_N = run.buffers["weights_N"]
+        assert weights_N[train.wrong_N].max() < 0.3 < 0.7 < weights_N[~train.wrong_N].min()
+    assert record.metrics["noise/auc"] == 1
+    assert record.metrics["method/estimated_rate"] == pytest.approx(0.2, abs=0.03)

@@ -4,16 +4,19 @@ A network that swings between underfitting and overfitting, driven by a cyclical
 a large loss in every round, a right one only while it underfits. The losses of each sample, added up, tell them apart.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from nlt.detect import Rounding, number_kept, smallest
+from nlt.backbones import Backbone
+from nlt.detect import Rounding, find_label_errors, number_kept, smallest
 from nlt.optim import Constant, Cyclical
 from nlt.run import Run
 from nlt.settings import Settings
 from nlt.train import Stage, train_epoch
+
+MOST = 0.95  # of the samples that are removed, whatever the estimate
 
 
 class O2U(Settings):
@@ -33,13 +36,14 @@ class O2U(Settings):
     begins with a new optimizer. Huang et al. also stop stage 1 early; neither implementation does.
     """
 
-    added_later = frozenset({"forget_rounding"})
+    added_later = frozenset({"forget_rounding", "backbone"})
     read_by_last_stage_alone: ClassVar = frozenset({"training"})
     title: ClassVar = "O2U"
 
     name: Literal["o2u"] = "o2u"
-    forget_rate: float = Field(ge=0, lt=1)
-    """Share of the samples that is removed, in [0, 1): 1 would leave nothing. The paper sets it to the noise rate."""
+    forget_rate: Annotated[float, Field(ge=0, lt=1)] | Literal["estimate"]
+    """Share of the samples that is removed, in [0, 1): 1 would leave nothing. The paper sets it to the noise rate;
+    nobody knows that of real data: `estimate` takes what `nlt.detect` makes of it by the features of `backbone`."""
     forget_rounding: Rounding = "down"
     """How many that is of N: `down`, floor(f N); `as_code`, N - int((1 - f) N), the authors' code (`main.py`, lines
     181-186): one more in most (N, f), none in the paper's cells."""
@@ -51,13 +55,31 @@ class O2U(Settings):
     """Stage 3: 50 epochs at batch 128 on what is left."""
     restart: Literal["pretrained", "fresh"] = "pretrained"
     """Where stage 3 starts: at the weights that stage 1 ended with (the authors' code, lines 89-92), or at new ones."""
+    backbone: Backbone | None = None
+    """What makes the features by which the noise rate is estimated; with `forget_rate: "estimate"` only."""
+
+    @model_validator(mode="after")
+    def _estimates_by_features(self) -> "O2U":
+        if (self.forget_rate == "estimate") != (self.backbone is not None):
+            raise ValueError('forget_rate "estimate" and a backbone go together')
+        return self
 
     def fewest_samples(self, N: int) -> int:
         """Return how many of N samples the last stage trains on."""
-        return number_kept(N, self.forget_rate, self.forget_rounding)
+        return number_kept(N, MOST if self.forget_rate == "estimate" else self.forget_rate, self.forget_rounding)
+
+    def _rate(self, run: Run) -> tuple[float, dict[str, Any]]:
+        """Return the share to remove, and what is reported of an estimate."""
+        if self.forget_rate != "estimate":
+            return self.forget_rate, {}
+        assert self.backbone is not None
+        found = find_label_errors(run.features(self.backbone), run.labels_N.cpu().numpy(), classes=run.classes)
+        return min(found.rate.point, MOST), {"estimated_rate": found.rate.point}
 
     def train(self, run: Run) -> None:
         """Train through the three stages."""
+        forget_rate, measures = self._rate(run)
+
         net = run.learner("net")
         for epoch in run.epochs("pretraining", self.pretraining, net):
             train_epoch(net, epoch, self.pretraining.loss)
@@ -72,8 +94,8 @@ class O2U(Settings):
         for epoch in run.epochs("cyclical", self.cyclical, net):
             losses_N = train_epoch(net, epoch, self.cyclical.loss)
             scores_N += losses_N - losses_N.mean()
-            keep_N.copy_(smallest(scores_N, self.forget_rate, self.forget_rounding))
-            epoch.report(scores_N=scores_N, keep_N=keep_N)
+            keep_N.copy_(smallest(scores_N, forget_rate, self.forget_rounding))
+            epoch.report(scores_N=scores_N, keep_N=keep_N, **measures)
 
         net.copy_weights(start)
         net.new_optimizer()

@@ -80,6 +80,7 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "data set (digest)": data,
         "training images": {p.get("train_images", "") for p in params},
         "model": {t.get("nlt.model", p.get("model", "")) for t, p in zip(tags, params, strict=True)},
+        "outside weights": {t.get("nlt.outside_weights", "") for t in tags},
         "profile": {t.get("nlt.profile", "") for t in tags},
         "nlt": {t.get("nlt.version", "") for t in tags},
         "git commit": {t.get("nlt.git_commit", "") for t in tags},

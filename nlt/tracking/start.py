@@ -54,7 +54,10 @@ def params(spec: Experiment, prepared: Prepared) -> dict[str, str]:
 
 
 def _own(settings: Settings) -> Iterator[tuple[str, Any]]:
-    return ((key, value) for key, value in settings.deciding().items() if key != "name")
+    """Yield the settings by name; one that has settings of its own in words."""
+    for key in settings.deciding():
+        if key != "name":
+            yield key, getattr(settings, key)
 
 
 def start_run(
@@ -117,6 +120,7 @@ def _tags(store: Store, spec: Experiment, prepared: Prepared, sweep: str, prefix
         "nlt.threads": str(torch.get_num_threads()),  # on it depend a CPU's last digits
         "nlt.version": version("nlt"),
         **({} if spec.published is None else {"nlt.published": spec.published.model_dump_json(exclude_none=True)}),
+        **({"nlt.outside_weights": outside} if (outside := spec.outside_weights()) else {}),
         **({} if prefix is None else {"nlt.first_stages": prefix.run_id}),
         **({} if store.artifacts is None else {FOLDER_TAG: str(store.runs)}),
     }
