@@ -14,9 +14,11 @@ $(BIN)/nlt: pyproject.toml docker/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --compile -c docker/constraints.txt -e '.[dev]'
 	touch $@
 
-quickstart: $(BIN)/nlt  ## four methods on digits with 40 % wrong labels, and the comparison
+quickstart: $(BIN)/nlt  ## four methods on digits with 40 % wrong labels, the comparison, and wrong labels in a folder
 	$(BIN)/nlt launch experiments/quickstart/*.json
 	$(BIN)/nlt compare quickstart
+	$(BIN)/python docs/planted_digits.py digits
+	$(BIN)/nlt detect digits --backbone pixels
 
 test: $(BIN)/nlt
 	$(BIN)/python -m pytest

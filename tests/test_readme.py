@@ -21,6 +21,8 @@ ELSEWHERE = {
     "make check": ".ci/run calls it",
     "nlt ui": "test_cli.py serves it",
     "nlt compare": "run after the quickstart below",
+    "nlt detect photos/": "test_detect_command.py runs it on a folder of digits",
+    "nlt apply photos.nlt": "test_detect_command.py",
     "git clone": "there is no address yet",
     "docker build": "no daemon here; docker/build_without_docker.sh builds the image",
     "docker run": "no daemon here; docker/build_without_docker.sh runs it",
