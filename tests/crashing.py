@@ -14,7 +14,6 @@ from nlt.tracking import open_store
 
 STAGE = {"batch_size": 32, "schedule": {"name": "constant", "lr": 0.01}}
 CYCLICAL = {"epochs": 4, "batch_size": 16, "schedule": {"name": "cyclical", "period": 2}}
-APL = {"name": "apl", "active": {"name": "nce"}, "passive": {"name": "rce"}}
 O2U = {
     "name": "o2u",
     "forget_rate": 0.4,
@@ -25,9 +24,6 @@ O2U = {
 METHODS = {
     "standard": {"name": "standard", "training": {"epochs": 8, **STAGE}},
     "o2u": O2U,
-    "o2u-fresh": O2U | {"restart": "fresh"},
-    "apl": {"name": "standard", "training": {"epochs": 8, **STAGE, "loss": APL}},
-    "o2u-apl": O2U | {"training": {"epochs": 3, **STAGE, "loss": APL}},
 }
 DATA = {"name": "digits", "limit": 100, "val_fraction": 0.2}
 

@@ -83,13 +83,16 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(name: str) 
     assert not equal(states[max(states)]["learners"], other[max(other)]["learners"])
 
 
-@every_method
-def test_resumed_after_any_epoch_it_ends_as_if_nothing_had_happened(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"), [*((name, {}) for name in NAMES), ("o2u", {"restart": "fresh"})], ids=[*NAMES, "o2u, fresh"]
+)
+def test_resumed_after_any_epoch_it_ends_as_if_nothing_had_happened(name: str, changes: dict[str, Any]) -> None:
     """What a method forgets to register, or registers too late, shows here."""
-    states, told = state_by_step(small(name))
+    method = small(name).model_copy(update=changes)
+    states, told = state_by_step(method)
     assert list(states) == [record.step for record in told] == list(range(1, len(told) + 1))
     for step, state in states.items():
-        resumed, told_again = state_by_step(small(name), resume=copy.deepcopy(state))
+        resumed, told_again = state_by_step(method, resume=copy.deepcopy(state))
         assert list(resumed) == list(range(step + 1, len(told) + 1))
         off = [f"{what}.{key}" for later in resumed for what in ("learners", "buffers") for key in states[later][what]
                if not equal(resumed[later][what].get(key), states[later][what][key])]  # fmt: skip

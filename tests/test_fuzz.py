@@ -152,7 +152,7 @@ def mutated_files(draw: st.DrawFn) -> bytes:
     return text.encode(encoding, errors="surrogatepass" if encoding.startswith("utf") else "replace")
 
 
-@sizes(150, 1000)
+@sizes(150, 850)
 def test_a_mutated_experiment_file_is_an_experiment_or_one_sentence(tmp_path: Path, cases: int) -> None:
     file = tmp_path / "mutated.json"
 
@@ -285,7 +285,7 @@ def assert_can_start(spec: Experiment, data_root: Path) -> None:
         assert stage.loss(logits_BK, prepared.train.labels_N[:1].expand(4)).shape == (4,)
 
 
-@sizes(80, 400)
+@sizes(80, 320)
 def test_whatever_the_schema_admits_can_start_or_one_sentence_says_why(
     tmp_path: Path, cases: int, no_download: None
 ) -> None:
@@ -300,7 +300,7 @@ def test_whatever_the_schema_admits_can_start_or_one_sentence_says_why(
     fuzz("admitted experiment", cases, experiments(), check_one)
 
 
-@sizes(20, 200)
+@sizes(20, 180)
 def test_a_mutated_experiment_on_digits_can_start_or_one_sentence_says_why(
     tmp_path: Path, cases: int, no_download: None
 ) -> None:

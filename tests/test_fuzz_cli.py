@@ -172,7 +172,7 @@ def is_port(text: str) -> bool:
         return False
 
 
-@sizes(60, 500)
+@sizes(60, 440)
 def test_an_odd_option_is_taken_or_refused_in_one_sentence(
     tmp_path: Path, cases: int, template_store: Path, taken_port: int, no_network: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
