@@ -14,6 +14,7 @@ from nlt.tracking import open_store
 
 STAGE = {"batch_size": 32, "schedule": {"name": "constant", "lr": 0.01}}
 CYCLICAL = {"epochs": 4, "batch_size": 16, "schedule": {"name": "cyclical", "period": 2}}
+APL = {"name": "apl", "active": {"name": "nce"}, "passive": {"name": "rce"}}
 O2U = {
     "name": "o2u",
     "forget_rate": 0.4,
