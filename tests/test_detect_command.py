@@ -13,6 +13,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from nlt.cli import main
+from nlt.cli.detect import beside
+from nlt.settings import BadInput
 from nlt.tracking import open_store
 
 PIXELS = ("--backbone", "pixels")
@@ -187,3 +189,35 @@ def test_a_tracking_server_that_goes_away_loses_nothing(planted, run, tmp_path, 
     assert result.exit_code == 0
     assert "MLflow has no run of it" in result.output
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_an_interrupt_leaves_nothing_half_written_and_the_caches(planted, run, tmp_path, monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nlt.cleaning.write_output", interrupt)
+        result = run("detect", planted[0], *PIXELS, "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "the same command goes on from its caches" in result.output
+    assert not (tmp_path / "out").exists()
+    kept = listing(tmp_path / "data")
+    assert any(name.startswith("features/") for name in kept)
+    assert run("detect", planted[0], *PIXELS, "--out", tmp_path / "out").exit_code == 0
+    assert listing(tmp_path / "data") == kept  # nothing was made twice
+
+
+@pytest.mark.parametrize(
+    ("source", "out"),
+    [("photos", "photos.nlt"), ("photos/", "photos.nlt"), ("a/b.csv", "a/b.csv.nlt"), (".", "{here}.nlt"),
+     ("x/..", "{here}.nlt")],
+)  # fmt: skip
+def test_the_output_lies_beside_the_input(source, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    assert str(beside(Path(source))) == out.format(here=tmp_path)
+
+
+def test_the_root_has_nothing_beside_it():
+    with pytest.raises(BadInput, match="--out"):
+        beside(Path("/"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from nlt.cli.options import data_root_option, device_option, friendly, main, tracking_option
+from nlt.events import Stopped
 from nlt.settings import BadInput
 from nlt.terminal import Bars, warn
 
@@ -81,7 +82,7 @@ def detect(
     began = time.monotonic()
     given = Given(path, labels, features, probabilities)
     source = given.source()
-    out = out or source.with_name(f"{source.resolve().name}.nlt")
+    out = out or beside(source)
     from nlt.backbones import parse
     from nlt.cleaning import check_export, check_place, write_output
     from nlt.hardware import find_device
@@ -91,15 +92,20 @@ def detect(
     check_place(out, source)
     backbones, on = parse(backbone, weights, image_size), find_device(device)
     store = open_store(tracking_uri)
-    with Bars() as progress:
-        judged = _judge(given, backbones, on, data_root, seed, progress, warn if as_json else click.echo)
-        form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[judged.data.kind]
-        check_export(form, judged.data.kind)
-        settings = {"backbone": backbone, "weights": weights, "image_size": image_size, "review": review}
-        written = write_output(
-            out, judged.data, judged.errors, judged.issues,
-            action=action, export=form, review=review, seed=seed, settings=settings,
-        )  # fmt: skip
+    try:
+        with Bars() as progress:
+            judged = _judge(given, backbones, on, data_root, seed, progress, warn if as_json else click.echo)
+            form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[judged.data.kind]
+            check_export(form, judged.data.kind)
+            settings = {"backbone": backbone, "weights": weights, "image_size": image_size, "review": review}
+            written = write_output(
+                out, judged.data, judged.errors, judged.issues,
+                action=action, export=form, review=review, seed=seed, settings=settings,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"interrupted; nothing was written to {out}, and the same command goes on from its caches."
+        ) from None
     rate = judged.errors.rate
     found = {
         "images": written.images, "classes": len(judged.data.classes), "unreadable": written.unreadable,
@@ -112,6 +118,19 @@ def detect(
         click.echo(json.dumps(found | judged.quality(0.5) | {"run_id": run_id}))
         return
     _print(judged, found, out)
+
+
+def beside(source: Path) -> Path:
+    """Return where the output goes by default: NAME.nlt beside the input.
+
+    Raises:
+        BadInput: the input has nothing beside it.
+    """
+    resolved = source.resolve()
+    if not resolved.name:
+        raise BadInput(f"{source} has nothing beside it: name an output folder by --out.")
+    place = resolved if source.name in ("", "..") else source  # "." and "photos/.."
+    return place.with_name(f"{resolved.name}.nlt")
 
 
 class Given(NamedTuple):
