@@ -175,7 +175,7 @@ def test_the_table_is_sorted_worst_first() -> None:
 
 
 def test_the_rate_by_hand() -> None:
-    """Classes 0 and 1 are predicted for 60 and 40 samples; 3 of 20 and 2 of 20 confident ones are labelled otherwise.
+    """Classes 0 and 1 are the true ones of 60 and 40 samples; 3 of 20 and 2 of 20 confident ones are labelled otherwise.
 
     0.6 * 0.15 + 0.4 * 0.1 = 0.13. Two standard errors: 2 sqrt(0.36 * 0.1275 / 20 + 0.16 * 0.09 / 20) = 0.109818.
     Of the next 40 and 20: 6 of 40 (0.15) and 3 of 20 (0.15): growth 0.4 * 0.05 = 0.02, less than 3 points.
@@ -185,8 +185,8 @@ def test_the_rate_by_hand() -> None:
     p_NK = np.concatenate([p_NK, p_NK[:40, ::-1]])
     labels_N = np.array([1] * 3 + [0] * 17 + [1] * 6 + [0] * 34 + [0] * 2 + [1] * 18 + [0] * 3 + [1] * 17)
     counts_KK, behind_KK = np.array([[17, 3], [2, 18]]), np.array([[34, 6], [3, 17]])
-    transition = Transition(shrunk(counts_KK)[0], counts_KK, behind_KK, np.array([0.6, 0.4]), 1.0)
-    rate, (first, _) = estimate_rates(p_NK, labels_N, transition, ("a", "b"))
+    transition = Transition(shrunk(counts_KK)[0], counts_KK, behind_KK, 1.0)
+    rate, (first, _) = estimate_rates(p_NK, labels_N, transition, np.array([0.6, 0.4]), ("a", "b"))
     assert rate.point == pytest.approx(0.13)
     assert rate.low == pytest.approx(0.13 - np.hypot(0.03, 0.109818), abs=1e-5)
     # Thresholds: mean p_0 of label 0 and mean p_1 of label 1; counted by the definition, not by the code.
@@ -198,6 +198,19 @@ def test_the_rate_by_hand() -> None:
     assert first.point == pytest.approx(0.4 * 2.5 / (0.4 * 2.5 + 0.6 * 17))
 
 
+def test_a_class_that_is_hardly_ever_predicted_counts_as_often_as_it_is_true() -> None:
+    """A third is clearly class 0, a third clearly 1, a third 0 with .6; 40 % of class 0 are labelled 1.
+
+    Of the unclear third .36 are labelled 0, so that 1 is predicted; 0.4 (1/3 + 0.6/3) = .213 of the labels are wrong.
+    """
+    generator = np.random.default_rng(0)
+    true_NK = np.repeat([[1.0, 0.0], [0.0, 1.0], [0.6, 0.4]], 2000, axis=0)
+    true_N = (generator.random(6000) < true_NK[:, 1]).astype(int)
+    labels_N = np.where(generator.random(6000) < 0.4, 1, true_N)
+    found = find_label_errors(None, labels_N, probabilities_NK=true_NK @ np.array([[0.6, 0.4], [0.0, 1.0]]))
+    assert found.rate.point == pytest.approx(0.4 * (1 / 3 + 0.6 / 3), abs=0.02)
+
+
 def test_disagreement_that_grows_behind_the_confident_widens_the_interval() -> None:
     """20 of the first 200 are labelled otherwise, then 80 of 400: growth 0.1, more than 3 points."""
     p_NK = np.array([[0.99 - 0.0001 * i, 0.01 + 0.0001 * i] for i in range(2000)])
@@ -206,8 +219,8 @@ def test_disagreement_that_grows_behind_the_confident_widens_the_interval() -> N
     labels_N = np.concatenate([half, 1 - half])
     counts_KK = np.array([[180, 20], [20, 180]])
     behind_KK = np.array([[320, 80], [80, 320]])
-    transition = Transition(shrunk(counts_KK)[0], counts_KK, behind_KK, np.array([0.5, 0.5]), 1.0)
-    rate, _ = estimate_rates(p_NK, labels_N, transition, ("a", "b"))
+    transition = Transition(shrunk(counts_KK)[0], counts_KK, behind_KK, 1.0)
+    rate, _ = estimate_rates(p_NK, labels_N, transition, np.array([0.5, 0.5]), ("a", "b"))
     assert rate.point == pytest.approx(0.1)
     sampling = 2 * np.sqrt(2 * 0.25 * 0.09 / 200)
     assert rate.low == pytest.approx(max(0, 0.1 - np.hypot(0.1, sampling)))

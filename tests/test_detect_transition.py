@@ -111,7 +111,6 @@ def test_a_known_matrix_is_recovered(kind: str) -> None:
     labels_N = (T_KK[true_N].cumsum(1) > generator.random((N, 1))).argmax(1)
     found = estimate_transition(true_NK @ T_KK, labels_N)
     assert abs(found.T_KK - T_KK).max() < 0.04
-    assert found.shares_K.sum() == pytest.approx(1)
     assert found.sampling > 0.5 if kind == "symmetric" else found.sampling < 0.1
     np.testing.assert_allclose(
         true_class(true_NK[:50] @ T_KK, T_KK + 1e-6, steps=3000), true_NK[:50], atol=0.02

@@ -137,7 +137,9 @@ def find_label_errors(
     given_N = np.searchsorted(present, labels_N)
     transition = estimate_transition(held_out_NK, given_N, fold_N)
     p_true_NK = knowing_the_label(true_class(p_NK, transition.T_KK), transition.T_KK, given_N)
-    rate, per_present = estimate_rates(p_NK, given_N, transition, tuple(names[k] for k in present))
+    rate, per_present = estimate_rates(
+        p_NK, given_N, transition, p_true_NK.mean(0, dtype=np.float64), tuple(names[k] for k in present)
+    )
     per_class = [Rate(0.0, 0.0, 0.0, f"no sample is labelled {brief(name)}") for name in names]
     for k, its_rate in zip(present, per_present, strict=True):
         per_class[k] = its_rate

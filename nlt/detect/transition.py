@@ -26,7 +26,6 @@ class Transition:
         T_KK: P(given | true), no cell 0, rows sum to 1.
         counts_KK: the confident samples it is made of.
         behind_KK: the next confident ones, twice as many.
-        shares_K: predicted classes' shares of all samples.
         sampling: share of the spread of T's off-diagonal cells that sampling explains, in [0, 1]: near 1 where wrong
             labels are equally likely (symmetric noise, clean data), near 0 where classes are mistaken for certain
             others.
@@ -35,7 +34,6 @@ class Transition:
     T_KK: Floats
     counts_KK: NDArray[np.int64]
     behind_KK: NDArray[np.int64]
-    shares_K: Floats
     sampling: float
 
 
@@ -52,12 +50,10 @@ def estimate_transition(
         labels_N: given labels.
         fold_N: samples predicted by the same models, without any of their labels; confidence is compared within.
     """
-    K = p_NK.shape[1]
-    shares_K = np.bincount(p_NK.argmax(1), minlength=K) / len(p_NK)
     counts_KK = confident_counts(p_NK, labels_N, fold_N)
     behind_KK = confident_counts(p_NK, labels_N, fold_N, behind=True)
     T_KK, sampling = shrunk(counts_KK)
-    return Transition(T_KK, counts_KK, behind_KK, shares_K, sampling)
+    return Transition(T_KK, counts_KK, behind_KK, sampling)
 
 
 def confident_counts(
