@@ -372,6 +372,7 @@ def launch_in_background(store_uri: str, tmp_path: Path, **changes) -> subproces
 # ---- the store ----
 
 
+@pytest.mark.slow
 def test_two_launches_at_once_on_a_fresh_store(tmp_path):
     uri = f"sqlite:///{tmp_path / 'new' / 'mlflow.db'}"
     short = {"name": "standard", "training": {"epochs": 1}}

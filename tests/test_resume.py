@@ -187,6 +187,7 @@ def launch_in_background(place: Path, **changes: object) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(place):
     long = {"name": "standard", "training": {"epochs": 30, "batch_size": 8}}
     process = launch_in_background(place, method=long)
@@ -261,6 +262,7 @@ def test_eight_processes_share_one_sqlite_store_and_nothing_is_lost(tmp_path):
         assert differences(one, other) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_writable_by_the_group_or_the_world(place):
     before = os.umask(0)
     try:
