@@ -7,7 +7,9 @@ import copy
 import csv
 import io
 import os
+import tempfile
 import uuid
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,16 @@ def save_weights(weights: dict[str, Tensor], path: Path) -> None:
     """Write a network's weights as safetensors."""
     # Not save_file, whose errors on a full disk are no OSError.
     write_whole(path, save({name: value.detach().cpu().contiguous() for name, value in weights.items()}))
+
+
+def log_contents(client: mlflow.MlflowClient, run_id: str, contents: Mapping[str, bytes]) -> None:
+    """Log artifacts that are in memory: artifact path -> content."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in contents.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        client.log_artifacts(run_id, folder)
 
 
 def stepped_image(run_id: str, key: str, step: int, picture: Picture, thumbnail: int = THUMBNAIL) -> dict[str, bytes]:

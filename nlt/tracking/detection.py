@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from nlt.provenance import git_commit
-from nlt.tracking.artifacts import stepped_image
+from nlt.tracking.artifacts import log_contents, stepped_image
 from nlt.tracking.store import FOLDER_TAG, KIND_TAG, Store, experiment_id
 from nlt.view import detection_description, detection_view
 
@@ -67,20 +67,9 @@ def write_detection(
             client.log_artifact(run_id, str(file))
         if grid is not None:
             picture = np.asarray(Image.open(grid).convert("RGB"))
-            _log_images(store, run_id, stepped_image(run_id, "detect/worst", 0, picture, LEGIBLE))
+            log_contents(client, run_id, stepped_image(run_id, "detect/worst", 0, picture, LEGIBLE))
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
     return run_id
-
-
-def _log_images(store: Store, run_id: str, files: Mapping[str, bytes]) -> None:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        store.client.log_artifacts(run_id, folder)

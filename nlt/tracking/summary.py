@@ -1,14 +1,12 @@
 """The summary run of a sweep: it has trained nothing and holds the tables and figures of the runs that have."""
 
-import tempfile
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 
 from nlt.figures import Picture
 from nlt.provenance import git_commit
-from nlt.tracking.artifacts import stepped_image
+from nlt.tracking.artifacts import log_contents, stepped_image
 from nlt.tracking.store import KIND_TAG, SWEEP_TAG, Store
 
 LONGEST_TAG = 8000  # characters of a tag's value that MLflow's stores keep
@@ -46,14 +44,9 @@ def write_summary(
         run_id = found[0] if found else client.create_run(experiment_id, run_name="summary", tags=tags).info.run_id
     for key, value in tags.items() if found else ():
         client.set_tag(run_id, key, value)
-    with tempfile.TemporaryDirectory() as folder:
-        contents = dict(files)
-        for (key, step), picture in pictures.items():
-            contents |= stepped_image(run_id, key, step, picture, LEGIBLE)
-        for name, content in contents.items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        client.log_artifacts(run_id, folder)
+    contents = dict(files)
+    for (key, step), picture in pictures.items():
+        contents |= stepped_image(run_id, key, step, picture, LEGIBLE)
+    log_contents(client, run_id, contents)
     client.set_terminated(run_id, "FINISHED", end_time=int(time.time() * 1000))
     return str(run_id)
