@@ -10,7 +10,7 @@ import click
 
 from nlt.cli.options import data_root_option, device_option, friendly, main, tracking_option
 from nlt.events import Stopped
-from nlt.settings import BadInput
+from nlt.settings import BadInput, one_line
 from nlt.terminal import Bars, warn
 
 if TYPE_CHECKING:
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 FILE = click.Path(path_type=Path)
 MOST_SAID = 5  # issues that are printed; the report has all
+MEASURES = (
+    "rate", "rate_low", "rate_high", "accuracy", "seconds",
+    "auroc", "average_precision", "precision", "recall", "rate_error",  # where clean labels are known
+)  # fmt: skip
 
 
 @main.command()
@@ -85,6 +89,7 @@ def detect(
     out = out or beside(source)
     from nlt.backbones import parse
     from nlt.cleaning import check_export, check_place, write_output
+    from nlt.cleaning.decide import THRESHOLD
     from nlt.hardware import find_device
     from nlt.tracking import open_store
 
@@ -113,9 +118,10 @@ def detect(
         "accuracy": judged.errors.accuracy, "features": judged.errors.features,
         "outside_weights": judged.outside_weights, "seconds": round(time.monotonic() - began, 1), "out": str(out),
     }  # fmt: skip
-    run_id = _track(store, source, judged, found, action, out)
+    quality = judged.quality(THRESHOLD)
+    run_id = _track(store, source, judged, found | quality, action, out)
     if as_json:
-        click.echo(json.dumps(found | judged.quality(0.5) | {"run_id": run_id}))
+        click.echo(json.dumps(found | quality | {"run_id": run_id}))
         return
     _print(judged, found, out)
 
@@ -190,8 +196,8 @@ def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any]
     from nlt.cleaning.output import input_digest
     from nlt.tracking.detection import write_detection
 
-    shares = {key: found[key] for key in ("rate", "rate_low", "rate_high", "accuracy", "seconds")}
-    shares |= {"flagged": found["flagged"] / max(1, found["images"])} | judged.quality(0.5)
+    shares = {key: found[key] for key in MEASURES if key in found}
+    shares["flagged"] = found["flagged"] / max(1, found["images"])
     params = {key: str(found[key]) for key in ("images", "classes", "unreadable", "features", "outside_weights", "out")}
     params |= {"action": action}
     grid = out / "worst.png"
@@ -217,12 +223,12 @@ def _print(judged: "Judged", found: dict[str, Any], out: Path) -> None:
         f"{found['flagged']:,} of {found['images']:,} labels are more probably wrong than right (by {used}{origin})"
     )
     for issue in judged.issues[:MOST_SAID]:
-        click.echo(f"  {issue.sentence}")
-    if more := len(judged.issues) - MOST_SAID:
-        click.echo(f"  and {more:,} more of this kind in the report" if more > 0 else "", nl=more > 0)
-    table = judged.errors.table().head(8)
-    for row in table.itertuples():
-        click.echo(f"  {row.p_wrong:5.1%} wrong  {row.id}  given {row.given_label}, suggested {row.suggested_label}")
+        click.echo(f"  {one_line(issue.sentence)}")
+    if len(judged.issues) > MOST_SAID:
+        click.echo(f"  and {len(judged.issues) - MOST_SAID:,} more things to know in the report")
+    for row in judged.errors.table().head(8).itertuples():
+        line = f"{row.p_wrong:5.1%} wrong  {row.id}  given {row.given_label}, suggested {row.suggested_label}"
+        click.echo(f"  {one_line(line)}")  # names of files and classes may hold what steers a terminal
     click.echo(f"look at them: {out / 'report.html'}  (then: nlt apply {out} decisions.csv)")
     click.echo(f"all labels: {out / 'labels.csv'}; {found['seconds']:g} s")
 
