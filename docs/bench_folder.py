@@ -28,7 +28,7 @@ def main() -> None:
     settings = ImageFolder(path=str(top), image_size=arguments.image_size)
 
     def read_and_sum() -> None:
-        list(decoding._in_order(lambda row: decoding._sum(decoding._read(top / paths[row])), len(paths), ""))
+        list(decoding.in_order(lambda row: decoding.content_sum(decoding._read(top / paths[row])), len(paths), ""))
 
     with tempfile.TemporaryDirectory() as root:
         steps: dict[str, Callable[[], object]] = {

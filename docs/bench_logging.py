@@ -22,8 +22,8 @@ from nlt.data import Dataset, Samples
 from nlt.hardware import find_device, find_precision
 from nlt.losses import CE
 from nlt.reading import check
-from nlt.run import EpochRecord, Split
-from nlt.tracking import Facts, RunFolder, open_store, start_run
+from nlt.run import EpochRecord, Prepared, Split
+from nlt.tracking import RunFolder, open_store, start_run
 from nlt.tracking.delivery import deliver
 from nlt.tracking.tracker import Tracker
 from nlt.train import Epoch, Learner, train_epoch
@@ -70,9 +70,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         store = open_store(f"sqlite:///{Path(name) / 'mlflow.db'}")
         launched = {"seed": 0, "data_root": "", "log_model": False, "same": {}, "alike": {}}
-        facts = Facts(0, device, precision, dataset, train, T_KK, T_KK)
-        folder: RunFolder = start_run(store, spec, facts, "bench", launched)
-        tracker, writer = Tracker(store, folder, facts), Writer(folder.path)
+        prepared = Prepared(
+            seed=0, device=device, precision=precision, compiled=False, compiled_why="off", dataset=dataset,
+            train=train, val=None, test=train, T_KK=T_KK, empirical_T_KK=T_KK, model=spec.model,
+            optimizer=spec.optimizer, augmentation=None, evaluate="after", steps=99,
+        )  # fmt: skip
+        folder: RunFolder = start_run(store, spec, prepared, "bench", launched)
+        tracker, writer = Tracker(store, folder, prepared), Writer(folder.path)
         tracker._courier.drain()
         tracker._courier.stop()
         tracker._courier = _NoCourier()  # type: ignore[assignment]
