@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nlt.data.decoding import Pixels, decode_images
 from nlt.data.listing import File, list_images
-from nlt.data.samples import Dataset, DataSettings, PathText, Samples, TestFraction, finish, note, split_test
+from nlt.data.samples import Dataset, DataSettings, PathText, Samples, TestFraction, finish, note
 from nlt.settings import BadInput
 
 
@@ -59,10 +59,8 @@ class ImageFolder(DataSettings):
         images_MCHW, bad = decode_images(folder, [file.path for file in files], pixels, Path(os.path.expanduser(root)))
         names = listed.classes
         train, test = samples_of(folder, names, images_MCHW, bad, train_files, test_files)
-        if test is None and self.test_fraction:
-            train, test = split_test(names, train, self.test_fraction, self.seed, self.classes)
         left_out = tuple((files[row].path, why) for row, why in sorted(bad.items()))
-        return finish(self, names, train, test, left_out, listed.test_mend if test is None else "")
+        return finish(self, names, train, test, left_out, listed.test_mend)
 
 
 def samples_of(

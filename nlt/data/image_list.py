@@ -9,7 +9,7 @@ from pydantic import Field
 from nlt.data.decoding import Pixels, decode_images
 from nlt.data.image_folder import samples_of
 from nlt.data.listing import SPLIT_OF, File
-from nlt.data.samples import Dataset, DataSettings, PathText, TestFraction, finish, note, split_test
+from nlt.data.samples import Dataset, DataSettings, PathText, TestFraction, finish, note
 from nlt.data.table import name_files, read_table
 from nlt.settings import BadInput, brief
 
@@ -93,15 +93,11 @@ class ImageList(DataSettings):
             folder, [listed.path for listed in files], pixels, Path(os.path.expanduser(root))
         )
         train, test = samples_of(folder, names, images_MCHW, bad, train_files, test_files)
-        mend = ""
-        if test is None and self.test_fraction:
-            train, test = split_test(names, train, self.test_fraction, self.seed, self.classes)
-        elif test is None:
-            how = (
-                "mark rows as test in a column that data.split_column names"
-                if self.split_column is None
-                else (f"mark rows as test in the column {brief(self.split_column)}")
-            )
-            mend = f"{how}, or set data.test_fraction, e.g. 0.2"
+        how = (
+            "mark rows as test in a column that data.split_column names"
+            if self.split_column is None
+            else f"mark rows as test in the column {brief(self.split_column)}"
+        )
+        mend = f"{how}, or set data.test_fraction, e.g. 0.2"
         left_out = tuple((files[row].path, why) for row, why in sorted(bad.items()))
         return finish(self, names, train, test, left_out, mend)

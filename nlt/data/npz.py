@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from nlt.data.arrays import Array, classes_of, decoded, in_words, is_name, places, read_labels, take_images
-from nlt.data.samples import Dataset, DataSettings, PathText, Samples, TestFraction, finish, note, reason, split_test
+from nlt.data.samples import Dataset, DataSettings, PathText, Samples, TestFraction, finish, note, reason
 from nlt.settings import BadInput, brief
 
 
@@ -46,12 +46,8 @@ class Npz(DataSettings):
             note(f"{file}: {'; '.join(found.notes)}")
         if found.test is not None and self.test_fraction:
             raise BadInput(f"data.test_fraction: {file} holds test_images already: remove one of the two")
-        train, test, mend = found.train, found.test, ""
-        if test is None and self.test_fraction:
-            train, test = split_test(found.classes, train, self.test_fraction, self.seed, self.classes)
-        elif test is None:
-            mend = f"add arrays test_images and test_labels to {file}, or set data.test_fraction, e.g. 0.2"
-        return finish(self, found.classes, train, test, (), mend)
+        mend = f"add arrays test_images and test_labels to {file}, or set data.test_fraction, e.g. 0.2"
+        return finish(self, found.classes, found.train, found.test, (), mend)
 
 
 class Archive(NamedTuple):

@@ -163,7 +163,9 @@ def finish(
     left_out: tuple[tuple[str, str], ...] = (),
     test_mend: str = "",
 ) -> Dataset:
-    """Apply `classes` and `limit` to complete splits over the classes `names`."""
+    """Apply `test_fraction`, `classes` and `limit` to complete splits over the classes `names`."""
+    if test is None and settings.test_fraction:
+        train, test = split_test(names, train, settings.test_fraction, settings.seed, settings.classes)
     if len(names) > MAX_CLASSES:
         where = getattr(settings, "path", settings.name)
         raise BadInput(f"data: {where} has {len(names):,} classes, at most {MAX_CLASSES:,} are possible: merge some")
@@ -178,7 +180,9 @@ def finish(
                 raise BadInput(f"data.classes: no {split} image is of {', '.join(names)}: name other classes")
     if settings.limit is not None:
         train = _limited(train, names, settings.limit, settings.seed)
-    return Dataset(settings.name, names, train, test, _digest(names, train, test), left_out, test_mend)
+    return Dataset(
+        settings.name, names, train, test, _digest(names, train, test), left_out, test_mend if test is None else ""
+    )
 
 
 def pick(samples: Samples, names: tuple[str, ...], wanted: tuple[str, ...]) -> Samples:
