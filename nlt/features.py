@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from nlt.backbones import AnyBackbone, Backbone, Lite0, Pixels, Timm, parse
 from nlt.checkpoint import write_whole
-from nlt.data.decoding import centre_square, channels_first, content_sum
+from nlt.data.decoding import centre_square, channels_first, content_sum, rgb_image
 
 __all__ = [
     "AnyBackbone",
@@ -118,9 +117,8 @@ def of_images(
     side = backbone.side()
 
     def read(first: int, last: int) -> NDArray[np.uint8]:
-        rows = [np.broadcast_to(image_CHW, (3, *image_CHW.shape[1:])) for image_CHW in images_NCHW[first:last]]
-        images = [Image.fromarray(np.ascontiguousarray(image_3HW.transpose(1, 2, 0))) for image_3HW in rows]
-        return np.stack([channels_first(centre_square(image, side)) for image in images])
+        squares = (centre_square(rgb_image(image_CHW), side) for image_CHW in images_NCHW[first:last])
+        return np.stack([channels_first(square) for square in squares])
 
     sums = [content_sum(image_CHW.tobytes()) for image_CHW in images_NCHW]
     return extract(backbone, read, sums, cache, device=device, note=note)

@@ -245,6 +245,14 @@ def centre_square(image: "Image.Image", size: int) -> "Image.Image":
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
+def rgb_image(pixels_CHW: NDArray[np.uint8]) -> "Image.Image":
+    """Pixels of 1 or 3 channels as an RGB image."""
+    from PIL import Image
+
+    _, H, W = pixels_CHW.shape
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels_CHW, (3, H, W)).transpose(1, 2, 0)))
+
+
 def channels_first(image: "Image.Image") -> NDArray[np.uint8]:
     """(3, H, W) of an RGB image, contiguous."""
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nlt.data.decoding import CHANGED, Progress, centre_square, channels_first, content_sum, open_upright
+from nlt.data.decoding import CHANGED, Progress, centre_square, channels_first, content_sum, open_upright, rgb_image
 from nlt.data.listing import SPLIT_OF, list_judged
 from nlt.data.looking import Looked, look, one_colour, small_square, strict
 from nlt.data.npz import read_archive
@@ -101,7 +101,7 @@ class Labelled:
         if self.kind == "features":
             raise BadInput(f"{self.source} holds numbers, no images: name a folder, a CSV or an .npz to see images")
         if self.pixels_NCHW is not None:
-            return _image(self.pixels_NCHW[row])
+            return rgb_image(self.pixels_NCHW[row])
         file = self.source / self.names[row]
         try:
             raw = file.read_bytes()
@@ -116,14 +116,6 @@ class Labelled:
         if isinstance(image, str):  # it could be when it was looked at
             raise BadInput(f"{file} cannot be decoded ({image}): replace or remove it")
         return image
-
-
-def _image(pixels_CHW: NDArray[np.uint8]) -> "Image.Image":
-    """Pixels of 1 or 3 channels as an RGB image."""
-    from PIL import Image
-
-    _, H, W = pixels_CHW.shape
-    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels_CHW, (3, H, W)).transpose(1, 2, 0)))
 
 
 def read_labelled(
@@ -246,7 +238,7 @@ def _read_npz(file: Path) -> Labelled:
         clean_N=None if clean_N is None else np.where(clean_N < 0, -1, place_K[clean_N]),
         empty_classes=tuple(name for name, there in zip(found.classes, is_there_K, strict=True) if not there),
         one_colour=tuple(np.concatenate(plain).nonzero()[0].tolist()),
-        small_NCHW=np.stack([small_square(_image(pixels_CHW)) for pixels_CHW in pixels_NCHW]),
+        small_NCHW=np.stack([small_square(rgb_image(pixels_CHW)) for pixels_CHW in pixels_NCHW]),
         notes=tuple(found.notes),
         pixels_NCHW=pixels_NCHW,
     )

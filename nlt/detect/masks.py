@@ -91,11 +91,12 @@ def ranking_quality(scores_N: NDArray[np.float64], wrong_N: NDArray[np.bool_]) -
         `auroc` as `auc`, `average_precision` the mean precision over the ranks of the wrong labels, both in [0, 1];
         nothing where all labels are right or all are wrong.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    from sklearn.metrics import average_precision_score
 
-    if wrong_N.all() or not wrong_N.any():
+    area = auc(torch.from_numpy(scores_N), torch.from_numpy(wrong_N))
+    if area is None:
         return {}
     return {
-        "auroc": float(roc_auc_score(wrong_N, scores_N)),
+        "auroc": area,
         "average_precision": float(average_precision_score(wrong_N, scores_N)),
     }
