@@ -128,7 +128,9 @@ def _tags(store: Store, spec: Experiment, prepared: Prepared, sweep: str, prefix
 
 def _start_record(spec: Experiment, prepared: Prepared) -> Record:
     """Return the journal's first record: params, the data set's entry, and the files that are known already."""
-    matrices = {"classes": prepared.dataset.classes, "asked": prepared.T_KK.tolist()}
+    matrices: dict[str, Any] = {"classes": prepared.dataset.classes}
+    if prepared.T_KK is not None:
+        matrices["asked"] = prepared.T_KK.tolist()
     if prepared.empirical_T_KK is not None:
         matrices["drawn"] = prepared.empirical_T_KK.tolist()
     wrong_N, dataset = prepared.train.wrong_N, prepared.dataset
