@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -190,7 +191,8 @@ class Matrix(Drawn):
         Raises:
             BadInput: the file cannot be read, the matrix is not K x K, or a row does not sum to 1 within 1e-6.
         """
-        K, where, rows = len(classes), "noise.rows", self.rows
+        K, where = len(classes), "noise.rows"
+        rows: Sequence[Sequence[float]] | None = self.rows
         if self.path is not None:
             file = Path(os.path.expanduser(self.path))
             where, rows = str(file), read_matrix(file, read_whole(file) if content is None else content)

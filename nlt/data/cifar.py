@@ -49,8 +49,8 @@ class Cifar4(DataSettings):
     def load(self, root: Path) -> Dataset:
         """As Cifar10's: 20,000 training and 4,000 test images."""
         names, train, test = _read_cifar("CIFAR10", root)
-        four = [pick(split, names, CIFAR4_CLASSES) for split in (train, test)]
-        return finish(self, CIFAR4_CLASSES, *four, all_classes=names, all_images=len(train))
+        own_train, own_test = (pick(split, names, CIFAR4_CLASSES) for split in (train, test))
+        return finish(self, CIFAR4_CLASSES, own_train, own_test, all_classes=names, all_images=len(train))
 
 
 def _read_cifar(kind: Literal["CIFAR10", "CIFAR100"], root: Path) -> tuple[tuple[str, ...], Samples, Samples]:

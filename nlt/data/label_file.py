@@ -209,6 +209,8 @@ def _of_pt(file: Path, content: bytes) -> Any:
     try:
         with torch.serialization.safe_globals([(shim, name) for name, shim in _KNOWN.items()]):
             return _built(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except pickle.UnpicklingError as error:  # torch's own words advise to load it without these checks
+        raise _unreadable(file, ValueError("it holds more than arrays, which is never loaded")) from error
     except Exception as error:
         raise _unreadable(file, error) from error
 
@@ -221,16 +223,16 @@ class _Type:
     """Stands for a numpy dtype while it is unpickled."""
 
     def __init__(self, code: str, *_: Any) -> None:
-        self.code, self.order = code, "="
+        self.code, self.big = code, False
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
+        self.big = state[1] == ">"
 
     def dtype(self) -> np.dtype[Any]:
         """The dtype of plain numbers or texts; ValueError if it is of anything else."""
         if not isinstance(self.code, str) or not re.fullmatch(r"[iu][1248]|b1|f[48]|[SU]\d{1,6}", self.code, re.ASCII):
             raise ValueError(f"it holds {self.code!r:.20}, which are no labels")
-        return np.dtype(self.code).newbyteorder(self.order if self.order in ("<", ">") else "=")
+        return np.dtype(self.code).newbyteorder(">" if self.big else "=")
 
 
 class _Values:

@@ -135,8 +135,8 @@ def _trained_on_other_data(
 ) -> list[Key]:
     """Return which finished runs are not of the data that their spec names now; say so, a line for each data set.
 
-    Only data and noise of a `path` can be others under the same name: digits come with scikit-learn, and of CIFAR's files
-    torchvision checks the MD5 sums. What cannot be loaded now cannot be compared: its runs stay finished.
+    Only data and noise of a `path` can be others under the same name: digits come with scikit-learn, and of CIFAR's
+    files torchvision checks the MD5 sums. What cannot be loaded now cannot be compared: its runs stay finished.
     """
     by_data = defaultdict[str, list[Key]](list)
     for key, spec in wanted.items():
