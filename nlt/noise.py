@@ -378,14 +378,19 @@ def instance_dependent(images_NCHW: Tensor, clean_N: Tensor, K: int, rate: float
     for y in np.unique(labels_N).tolist():
         W_DK = torch.from_numpy(_stream(seed, 2 + y).standard_normal((pixels_ND.shape[1], K)))
         for rows_B in torch.from_numpy(np.flatnonzero(labels_N == y)).split(CHUNK):
-            logits_BK = pixels_ND[rows_B].double() / 255 @ W_DK
-            logits_BK[:, y] = -torch.inf
-            p_BK = q_N[rows_B, None] * logits_BK.softmax(1)
-            p_BK[:, y] = 1 - q_N[rows_B]
-            edges_BK = p_BK.cumsum(1)
+            edges_BK = label_chances(pixels_ND[rows_B].double() / 255, W_DK, y, q_N[rows_B]).cumsum(1)
             edges_BK[:, -1] = 1  # rounding may leave it below the number drawn
             given_N[rows_B] = torch.searchsorted(edges_BK, draws_N1[rows_B], right=True).squeeze(1)
     return given_N
+
+
+def label_chances(x_BD: Tensor, W_DK: Tensor, y: int, q_B: Tensor) -> Tensor:
+    """Return p_BK, float64: how likely each label is for samples x of the true class y with the flip rates q."""
+    logits_BK = x_BD @ W_DK
+    logits_BK[:, y] = -torch.inf
+    p_BK = q_B[:, None] * logits_BK.softmax(1)
+    p_BK[:, y] = 1 - q_B
+    return p_BK
 
 
 def flip_rates(uniform_N: NDArray[np.float64], rate: float) -> NDArray[np.float64]:

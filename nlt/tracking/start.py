@@ -36,6 +36,7 @@ def params(spec: Experiment, prepared: Prepared) -> dict[str, str]:
     values: dict[str, Any] = {
         "data": spec.data.name,
         "train_images": len(prepared.train),
+        **({"imbalance": f"{spec.data.imbalance:g}"} if spec.data.imbalance > 1 else {}),
         "noise": spec.noise.name,
         **{f"noise_{key}": value for key, value in _own(spec.noise)},
         "model": spec.model.name,
