@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
+from nlt.augment import mixup
 from nlt.run import Run
 from nlt.settings import Settings
 from nlt.train import Stage, train_epoch
@@ -65,6 +66,8 @@ class Standard(Settings):
             for batch in epoch.batches():
                 images_BCHW, y_BK = batch.images_BCHW, F.one_hot(batch.labels_B, run.K).float()
                 targets_BK = (1 - self.label_smoothing) * y_BK + self.label_smoothing / run.K
+                if self.mixup_alpha:
+                    images_BCHW, targets_BK = mixup(images_BCHW, targets_BK, self.mixup_alpha, run.generator)
                 logits_BK = net(images_BCHW)
                 losses_B = -(targets_BK * logits_BK.log_softmax(1)).sum(1)
                 net.step(losses_B.mean())
