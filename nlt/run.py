@@ -20,7 +20,7 @@ from nlt.augment import Augmentation
 from nlt.backbones import AnyBackbone
 from nlt.checkpoint import State
 from nlt.data import Dataset, Samples
-from nlt.detect import auc, mask_quality
+from nlt.detect import LabelErrors, find_label_errors, mask_quality, ranking_quality
 from nlt.features import of_images
 from nlt.models import Model
 from nlt.optim import SGD
@@ -277,6 +277,14 @@ class Run:
         """
         return of_images(backbone, self._images_NCHW, self._prepared.cache, device=self.device)
 
+    def label_errors(self, backbone: AnyBackbone) -> LabelErrors:
+        """Return what `nlt.detect` makes of the given labels by a backbone's features; no network is trained.
+
+        Raises:
+            BadInput: the backbone's weights cannot be had.
+        """
+        return find_label_errors(self.features(backbone), self.labels_N.cpu().numpy(), classes=self.classes)
+
     def predict(self, *nets: Learner) -> Tensor:
         """Return log_p_NK of the training images, without augmentation, as `nlt.train.predict`."""
         return predict(nets, self._train.images_NHWC)
@@ -340,6 +348,7 @@ class Run:
         metrics = {
             "train/loss": float(losses_N[visited_N].double().mean()),
             "train/accuracy": train_accuracy,
+            "train/images_seen": sum(learner.images_seen for learner in self.learners.values()),
             **accuracies,
             "optim/lr": self.nets[0].lr,
             "time/epoch_seconds": seconds,
@@ -376,8 +385,9 @@ class Run:
         if wrong_N is not None and record.keep_N is not None:
             quality |= mask_quality(record.keep_N, wrong_N)
         if wrong_N is not None and record.scores_N is not None:
-            area = auc(record.scores_N, wrong_N)
-            quality |= {} if area is None else {"noise/auc": area}
+            ranked = ranking_quality(record.scores_N.double().numpy(), wrong_N.numpy())
+            names = {"auroc": "noise/auc", "average_precision": "noise/average_precision"}
+            quality |= {names[name]: value for name, value in ranked.items()}
         return quality
 
     def _evaluate(self) -> dict[str, float]:

@@ -226,12 +226,21 @@ def test_o2u_removes_the_share_that_it_estimates():
     assert int((~told[1].keep_N).sum()) == 200 - number_kept(200, rate)
 
 
+def test_co_teaching_forgets_the_share_that_it_estimates():
+    run, told = make_run(clear_samples(40))
+    CoTeaching(forget_rate="estimate", backbone=Pixels(), ramp=1, training=stage(2)).train(run)
+    rate = find_label_errors(run.features(Pixels()), run.labels_N.numpy()).rate.point
+    assert told[1].metrics["method/remember_rate"] == pytest.approx(1 - rate)
+    assert told[1].metrics["method/estimated_rate"] == rate == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("method", [O2U, CoTeaching])
 @pytest.mark.parametrize(
     "settings", [{"forget_rate": "estimate"}, {"forget_rate": 0.2, "backbone": {"name": "pixels"}}]
 )
-def test_o2u_estimates_by_a_backbone_and_has_no_use_for_one_else(settings):
+def test_a_rate_is_estimated_by_a_backbone_and_a_told_one_has_no_use_for_it(method, settings):
     with pytest.raises(ValidationError, match="go together"):
-        O2U.model_validate(settings)
+        method.model_validate(settings)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def test_metrics_of_an_epoch_without_detection():
     net, losses_N = one_epoch(run)
     metrics = told[0].metrics
     assert set(metrics) == {
-        "train/loss", "train/accuracy", "test/accuracy", "optim/lr", "time/epoch_seconds", "time/images_per_second"
+        "train/loss", "train/accuracy", "train/images_seen", "test/accuracy", "optim/lr", "time/epoch_seconds",
+        "time/images_per_second",
     }  # fmt: skip
     assert metrics["train/loss"] == pytest.approx(float(losses_N.mean()))
     assert metrics["optim/lr"] == 0.1
@@ -70,6 +71,33 @@ def test_detection_metrics_by_hand():
     assert metrics["noise/recall"] == 6 / 10
     assert metrics["noise/remaining"] == 4 / 32
     assert metrics["noise/auc"] == 1.0  # the first ten have the highest scores
+
+
+def test_average_precision_by_hand_passes_over_samples_without_a_score():
+    """The two wrong labels are at ranks 1 and 3 of four: (1/1 + 2/3) / 2; of four pairs one is out of order."""
+    run, told = make_run(samples(wrong=2))
+    scores_N = torch.full((40,), torch.nan)
+    scores_N[[0, 1, 7, 20, 30]] = torch.tensor([9.0, 4.0, 5.0, 1.0, torch.nan])
+    one_epoch(run, scores_N=scores_N)
+    assert told[0].metrics["noise/average_precision"] == pytest.approx(5 / 6)
+    assert told[0].metrics["noise/auc"] == pytest.approx(3 / 4)
+
+
+def test_images_seen_are_those_that_a_step_went_back_through():
+    """40 samples in two views by net, and by other 3 of a batch of 8; what is only looked at does not count."""
+    run, told = make_run(samples())
+    net, other = run.learner("net"), run.learner("other")
+    for epoch in run.epochs("training", Stage(epochs=2, batch_size=8), net):
+        for batch in epoch.batches(views=(None, None)):
+            logits_BK = net(torch.cat(batch.views))[: len(batch.rows_B)]
+            with torch.no_grad():
+                other(batch.images_BCHW)
+            other.step(other(batch.images_BCHW[:3]).mean())
+            losses_B = logits_BK.logsumexp(1)
+            net.step(losses_B.mean())
+            epoch.saw(batch, logits_BK, losses_B)
+        run.predict(net)
+    assert [record.metrics["train/images_seen"] for record in told] == [80 + 15, 2 * (80 + 15)]
 
 
 def test_no_noise_metrics_where_the_truth_is_unknown():

@@ -84,7 +84,7 @@ def ranking_quality(scores_N: NDArray[np.float64], wrong_N: NDArray[np.bool_]) -
     """Return how well scores rank wrong labels before right ones, whatever the threshold.
 
     Args:
-        scores_N: finite; the higher, the more suspicious.
+        scores_N: the higher, the more suspicious; samples without a score (NaN) do not count.
         wrong_N: True where the given label is wrong.
 
     Returns:
@@ -96,7 +96,8 @@ def ranking_quality(scores_N: NDArray[np.float64], wrong_N: NDArray[np.bool_]) -
     area = auc(torch.from_numpy(scores_N), torch.from_numpy(wrong_N))
     if area is None:
         return {}
+    scored_N = np.isfinite(scores_N)
     return {
         "auroc": area,
-        "average_precision": float(average_precision_score(wrong_N, scores_N)),
+        "average_precision": float(average_precision_score(wrong_N[scored_N], scores_N[scored_N])),
     }

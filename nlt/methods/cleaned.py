@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from nlt.backbones import Backbone
-from nlt.detect import find_label_errors, smallest
+from nlt.detect import smallest
 from nlt.run import Run
 from nlt.settings import Settings
 from nlt.train import Stage
@@ -39,7 +39,7 @@ class Cleaned(Settings):
 
     def train(self, run: Run) -> None:
         """Judge the labels, act, and train one network."""
-        found = find_label_errors(run.features(self.backbone), run.labels_N.cpu().numpy(), classes=run.classes)
+        found = run.label_errors(self.backbone)
         p_wrong_N, suggested_N = torch.from_numpy(found.p_wrong_N), torch.from_numpy(found.suggested_N)
         scores_N = run.buffer("scores_N", torch.from_numpy(found.scores["posterior"]))
         least_N = smallest(scores_N.cpu(), min(found.rate.point, 0.99))

@@ -7,8 +7,10 @@ itself adds up its own mistakes; another one, with other initial weights, makes 
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from nlt.backbones import Backbone
+from nlt.forget_rate import ForgetRate, go_together, rate_to_forget
 from nlt.run import Run
 from nlt.settings import Settings
 from nlt.train import Stage
@@ -26,22 +28,33 @@ class CoTeaching(Settings):
     Adam); the ramp ends after `ramp` epochs (the code's `linspace` one earlier); the optimizer is the experiment's.
     """
 
+    added_later = frozenset({"backbone"})
     title: ClassVar = "Co-teaching"
 
     name: Literal["co_teaching"] = "co_teaching"
-    forget_rate: float = Field(ge=0, lt=1)
-    """f, the share of each batch that nobody learns from in the end, in [0, 1): the noise rate (section 4)."""
+    forget_rate: ForgetRate
+    """f, the share of each batch that nobody learns from in the end, in [0, 1): the noise rate (section 4). Nobody knows
+    that of real data: `estimate` takes what `nlt.detect` makes of it by the features of `backbone`."""
     ramp: int = Field(10, ge=1)
     """T_k, epochs until that share is reached: 10 (section 4)."""
     training: Stage = Stage()
     """The one stage; its loss selects and trains. The paper's is cross-entropy."""
+    backbone: Backbone | None = None
+    """What makes the features by which the noise rate is estimated; with `forget_rate: "estimate"` only."""
+
+    @model_validator(mode="after")
+    def _estimates_by_features(self) -> "CoTeaching":
+        go_together(self.forget_rate, self.backbone)
+        return self
 
     def train(self, run: Run) -> None:
         """Train both networks."""
+        forget_rate, measures = rate_to_forget(run, self.forget_rate, self.backbone)
+
         f, g = run.learner("f"), run.learner("g")
         keep_N = run.buffer("keep_N", torch.zeros(run.N, dtype=torch.bool))
         for epoch in run.epochs("training", self.training, f, g):
-            R = 1 - self.forget_rate * min((epoch.t - 1) / self.ramp, 1)
+            R = 1 - forget_rate * min((epoch.t - 1) / self.ramp, 1)
             keep_N.zero_()
             for batch in epoch.batches():
                 logits_f, logits_g = f(batch.images_BCHW), g(batch.images_BCHW)
@@ -53,4 +66,4 @@ class CoTeaching(Settings):
                 keep_N[batch.rows_B[by_f]] = True
                 keep_N[batch.rows_B[by_g]] = True
                 epoch.saw(batch, logits_f + logits_g, (losses_f + losses_g) / 2)
-            epoch.report(scores_N=epoch.losses_N, keep_N=keep_N, remember_rate=R)
+            epoch.report(scores_N=epoch.losses_N, keep_N=keep_N, remember_rate=R, **measures)

@@ -4,19 +4,18 @@ A network that swings between underfitting and overfitting, driven by a cyclical
 a large loss in every round, a right one only while it underfits. The losses of each sample, added up, tell them apart.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from nlt.backbones import Backbone
-from nlt.detect import Rounding, find_label_errors, number_kept, smallest
+from nlt.detect import Rounding, number_kept, smallest
+from nlt.forget_rate import MOST, ForgetRate, go_together, rate_to_forget
 from nlt.optim import Constant, Cyclical
 from nlt.run import Run
 from nlt.settings import Settings
 from nlt.train import Stage, train_epoch
-
-MOST = 0.95  # of the samples that are removed, whatever the estimate
 
 
 class O2U(Settings):
@@ -41,7 +40,7 @@ class O2U(Settings):
     title: ClassVar = "O2U"
 
     name: Literal["o2u"] = "o2u"
-    forget_rate: Annotated[float, Field(ge=0, lt=1)] | Literal["estimate"]
+    forget_rate: ForgetRate
     """Share of the samples that is removed, in [0, 1): 1 would leave nothing. The paper sets it to the noise rate;
     nobody knows that of real data: `estimate` takes what `nlt.detect` makes of it by the features of `backbone`."""
     forget_rounding: Rounding = "down"
@@ -60,25 +59,16 @@ class O2U(Settings):
 
     @model_validator(mode="after")
     def _estimates_by_features(self) -> "O2U":
-        if (self.forget_rate == "estimate") != (self.backbone is not None):
-            raise ValueError('forget_rate "estimate" and a backbone go together')
+        go_together(self.forget_rate, self.backbone)
         return self
 
     def fewest_samples(self, N: int) -> int:
         """Return how many of N samples the last stage trains on."""
         return number_kept(N, MOST if self.forget_rate == "estimate" else self.forget_rate, self.forget_rounding)
 
-    def _rate(self, run: Run) -> tuple[float, dict[str, Any]]:
-        """Return the share to remove, and what is reported of an estimate."""
-        if self.forget_rate != "estimate":
-            return self.forget_rate, {}
-        assert self.backbone is not None
-        found = find_label_errors(run.features(self.backbone), run.labels_N.cpu().numpy(), classes=run.classes)
-        return min(found.rate.point, MOST), {"estimated_rate": found.rate.point}
-
     def train(self, run: Run) -> None:
         """Train through the three stages."""
-        forget_rate, measures = self._rate(run)
+        forget_rate, measures = rate_to_forget(run, self.forget_rate, self.backbone)
 
         net = run.learner("net")
         for epoch in run.epochs("pretraining", self.pretraining, net):

@@ -103,12 +103,14 @@ def final_metrics(epochs: list[EpochRecord]) -> dict[str, float]:
     `_at_best_val`: in the last stage's first epoch of the highest validation accuracy, where there is a validation
     split; of a stage that stops early, which then has these weights, the same as `_last`. `final/noise_*`: the last
     mask's measures. `final/train_seconds`: the epochs, less evaluation.
+    `final/images_seen`: how many images all networks together were trained on, epochs and views counted.
     """
     last_stage = [epoch.metrics for epoch in epochs if epoch.stage == epochs[-1].stage]
     final = {
         "final/test_accuracy_last": last_stage[-1]["test/accuracy"],
         "final/test_accuracy_mean10": float(np.mean([m["test/accuracy"] for m in last_stage[-10:]])),
         "final/train_seconds": sum(epoch.metrics["time/epoch_seconds"] for epoch in epochs),
+        **({"final/images_seen": seen} if (seen := epochs[-1].metrics.get("train/images_seen")) is not None else {}),
     }
     if "val/accuracy" in last_stage[-1]:
         best = max(last_stage, key=lambda m: m["val/accuracy"])

@@ -1,0 +1,26 @@
+"""The share of samples that nobody learns from: told, or estimated by a backbone's features before any training."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nlt.backbones import AnyBackbone
+from nlt.run import Run
+
+ForgetRate = Annotated[float, Field(ge=0, lt=1)] | Literal["estimate"]
+MOST = 0.95  # of the samples that are left out, whatever the estimate
+
+
+def go_together(forget_rate: ForgetRate, backbone: AnyBackbone | None) -> None:
+    """Raise ValueError unless there is a backbone where the rate is estimated, and none where it is told."""
+    if (forget_rate == "estimate") != (backbone is not None):
+        raise ValueError('forget_rate "estimate" and a backbone go together')
+
+
+def rate_to_forget(run: Run, forget_rate: ForgetRate, backbone: AnyBackbone | None) -> tuple[float, dict[str, Any]]:
+    """Return the share to leave out, in [0, 1), and what is to be reported of an estimate."""
+    if forget_rate == "estimate":
+        assert backbone is not None, "the settings have been checked"
+        estimated = run.label_errors(backbone).rate.point
+        return min(estimated, MOST), {"estimated_rate": estimated}
+    return forget_rate, {}
