@@ -1,5 +1,6 @@
 """From features or predictions to wrong labels; from scores to a mask and its quality."""
 
+from nlt.detect.acts import Act, Acted, act_on
 from nlt.detect.errors import LabelErrors, find_label_errors
 from nlt.detect.joint import confident_joint
 from nlt.detect.leave_one_out import LeaveOneOut, choose_features, leave_one_out
@@ -17,11 +18,14 @@ from nlt.detect.scores import (
 from nlt.detect.transition import Transition, confident_counts, estimate_transition, shrunk
 
 __all__ = [
+    "Act",
+    "Acted",
     "LabelErrors",
     "LeaveOneOut",
     "Rate",
     "Rounding",
     "Transition",
+    "act_on",
     "area_under_the_margin",
     "auc",
     "choose_features",
