@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from nlt.backbones import Backbone
-from nlt.detect import Act, act_on, find_label_errors, smallest
+from nlt.detect import Act, act_on, find_label_errors
 from nlt.run import Run
 from nlt.settings import Settings
 from nlt.train import Stage, train_epoch
@@ -43,8 +43,7 @@ class Cleaned(Settings):
         given_N = run.labels_N.cpu()
         found = find_label_errors(run.features(self.backbone), given_N.numpy(), classes=run.classes)
         scores_N = run.buffer("scores_N", torch.from_numpy(found.scores["posterior"]))
-        least_N = smallest(scores_N.cpu(), min(found.rate.point, 0.99))
-        flagged_N = (torch.from_numpy(found.p_wrong_N) > 0.5) & ~least_N
+        flagged_N = torch.from_numpy(found.flagged())
         acted = act_on(self.act, given_N, flagged_N, torch.from_numpy(found.p_true_NK), run.generator)
         # What is taken for wrong, whatever is done about it.
         right_N = run.buffer("right_N", acted.keep_N if self.act == "remove_at_random" else ~flagged_N)

@@ -36,9 +36,9 @@ class O2U(Settings):
     N), and stage 1's weights are handed on in memory (the code: a file that all runs share). As in the code, each stage
     begins with a new optimizer. Huang et al. also stop stage 1 early; neither implementation does.
 
-    Huang et al. remove what is marked. `act` has two more ways (ours): `relabel` gives marked samples the class that the
-    network itself found most probable on average over the cyclical epochs, where that is another class and its mean
-    probability is above 1/2 (of two classes: the other one), and removes the rest of them; `reweight` keeps all
+    Huang et al. remove what is marked. `act` has two more ways (ours): `relabel` gives marked samples the class that
+    the network itself found most probable on average over the cyclical epochs, where that is another class and its
+    mean probability is above 1/2 (of two classes: the other one), and removes the rest of them; `reweight` keeps all
     samples and weighs each one's loss in stage 3 by the mean probability of its given label, of which the scores add
     up the negative logarithm. The probabilities are those of the forward passes that train.
     """
@@ -115,16 +115,14 @@ class O2U(Settings):
                 train_epoch(net, epoch, self.training.loss, keep_N)
             return
         acted = act_on(self.act, run.labels_N, ~keep_N, p_NK)
-        labels_N, keep_N, weights_N = (
-            run.buffer(f"acted_{name}", value) for name, value in acted._asdict().items()
-        )
+        labels_N, keep_N, weights_N = (run.buffer(f"acted_{name}", value) for name, value in acted._asdict().items())
         for epoch in run.epochs("training", self.training, net):
             train_epoch(net, epoch, self.training.loss, keep_N, labels_N, weights_N)
             if epoch.t == 1:
                 epoch.report(labels_N=labels_N)
 
     def _train_cyclical(self, net: Learner, epoch: Epoch, p_NK: Tensor | None) -> Tensor:
-        """As `train_epoch`, and add each sample's predicted probabilities to its row of `p_NK`, their mean in the end."""
+        """As `train_epoch`, and add up each sample's predicted probabilities in `p_NK`, in the end their mean."""
         for batch in epoch.batches():
             logits_BK = net(batch.images_BCHW)
             losses_B = self.cyclical.loss(logits_BK, batch.labels_B)

@@ -16,6 +16,7 @@ class Standard(Settings):
 
     title: ClassVar = "Standard"
     told_by: ClassVar = ("loss",)  # cross-entropy and a robust loss are two methods to whoever compares them
+    reports_scores: ClassVar = False
 
     name: Literal["standard"] = "standard"
     training: Stage = Stage()
