@@ -184,8 +184,7 @@ def parse(text: str, weights: str | None = None, image_size: int | None = None) 
     Raises:
         BadInput: it is none of these.
     """
-    if image_size is not None and not 1 <= image_size <= 4096:
-        raise BadInput(f"--image-size {image_size}: use a side of 1 to 4096 pixels.")
+    check_image_size(image_size)
     kind, _, architecture = text.partition(":")
     if kind == "timm" and architecture:
         if architecture == LITE0 and weights is None:
@@ -204,6 +203,12 @@ def parse(text: str, weights: str | None = None, image_size: int | None = None) 
         return (Pixels() if image_size is None else Pixels(image_size=image_size),)
     lite0 = Lite0() if image_size is None else Lite0(image_size=image_size)
     return (lite0,) if text == "lite0" else (Pixels(), lite0)
+
+
+def check_image_size(image_size: int | None) -> None:
+    """Raise BadInput if a side is not of 1 to 4096 pixels; None is any."""
+    if image_size is not None and not 1 <= image_size <= 4096:
+        raise BadInput(f"--image-size {image_size}: use a side of 1 to 4096 pixels.")
 
 
 def median_distance(pixels_NP: NDArray[np.float16]) -> float:

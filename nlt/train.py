@@ -314,16 +314,32 @@ def to_float(images_BHWC: Tensor) -> Tensor:
     return images_BHWC.permute(0, 3, 1, 2).float().div_(255)
 
 
-def train_epoch(net: Learner, epoch: Epoch, loss: Loss, keep_N: Tensor | None = None) -> Tensor:
+def train_epoch(
+    net: Learner,
+    epoch: Epoch,
+    loss: Loss,
+    keep_N: Tensor | None = None,
+    labels_N: Tensor | None = None,
+    weights_N: Tensor | None = None,
+) -> Tensor:
     """Train on each batch once, with the mean of its per-sample losses: the plain case.
 
+    Args:
+        net: what is trained.
+        epoch: hands out the batches.
+        loss: per sample.
+        keep_N: bool, True for the samples that take part; by default all.
+        labels_N: int64, the labels to learn; by default the given ones.
+        weights_N: a factor on each sample's loss in the mean, which still divides by the batch's samples; by default 1.
+
     Returns:
-        losses_N, float32: each sample's loss just before its batch's step, NaN for samples in no batch.
+        losses_N, float32: each sample's loss, without its weight, just before its batch's step, NaN for samples in no
+        batch.
     """
     for batch in epoch.batches(keep_N):
         logits_BK = net(batch.images_BCHW)
-        losses_B = loss(logits_BK, batch.labels_B)
-        net.step(losses_B.mean())
+        losses_B = loss(logits_BK, batch.labels_B if labels_N is None else labels_N[batch.rows_B])
+        net.step((losses_B if weights_N is None else weights_N[batch.rows_B] * losses_B).mean())
         epoch.saw(batch, logits_BK, losses_B)
     return epoch.losses_N
 

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from nlt.cleaning.decide import final_labels
+from nlt.cleaning.decide import final_labels, numbers
 from nlt.cleaning.decisions import Decision, Found, content_name, merge, read_decisions, read_file
 from nlt.cleaning.folder import DECISIONS, built, read_manifest
-from nlt.cleaning.output import NUMBERS, result_digest, write_result
+from nlt.cleaning.output import result_digest, write_result
 from nlt.cleaning.sample import Estimate, Sample, estimate_rate
 from nlt.data.labelled import read_labelled
 from nlt.settings import BadInput
@@ -164,7 +164,7 @@ def _read_result(out: Path, manifest: Mapping[str, Any]) -> tuple[pd.DataFrame, 
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col="row")
         table.index = table.index.astype("int64")
-        for name in NUMBERS:
+        for name in numbers(table):
             table[name] = pd.to_numeric(table[name], errors="coerce").astype("float64")
         drawn = manifest["sample"]
         sample = Sample(tuple(drawn["rows"]), tuple(drawn["strata"]), tuple(drawn["sizes"]))

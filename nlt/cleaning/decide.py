@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Action = Literal["remove", "relabel", "keep"]
 THRESHOLD = 0.5  # a label is flagged that is more probably wrong than right
 CONFLICT = "duplicate_conflict"
-SCORES = ("p_y", "margin", "posterior")
 
 
 def decide(
@@ -68,15 +67,21 @@ def decide(
     table["given_label"] = classes[errors.given_N]
     table["suggested_label"] = classes[suggested_N]
     table["p_wrong"] = errors.p_wrong_N
-    for name in SCORES:
-        table[name] = errors.scores[name]
+    for name, score_N in errors.scores.items():
+        table[name] = score_N
     table["decision"] = decision_N
     table["reason"] = _reasons(
         errors.p_wrong_N > threshold, group_N, flagged_N & (decision_N == "remove"), issues, action
     )
     table["label"] = final_labels(table, action)
-    order = np.lexsort((rows, -table["posterior"].to_numpy(), -errors.p_wrong_N, _first(group_N)))
+    order = np.lexsort((rows, -table[errors.ranking].to_numpy(), -errors.p_wrong_N, _first(group_N)))
     return pd.concat([table.iloc[order], _unreadable(table, data)])
+
+
+def numbers(table: pd.DataFrame) -> list[str]:
+    """Return the columns that hold numbers: p_wrong and the scores."""
+    columns = list(table.columns)
+    return columns[columns.index("p_wrong") : columns.index("decision")]
 
 
 def final_labels(table: pd.DataFrame, action: Action) -> list[str]:
@@ -134,7 +139,7 @@ def _unreadable(table: pd.DataFrame, data: "Labelled") -> pd.DataFrame:
     for path, _, given in left_out:
         line: dict[str, object] = dict.fromkeys(table.columns, "")
         line |= {table.columns[0]: path, "given_label": given, "decision": "remove", "reason": "unreadable"}
-        line |= dict.fromkeys(("p_wrong", *SCORES), float("nan"))
+        line |= dict.fromkeys(numbers(table), float("nan"))
         lines.append(line)
     found = pd.DataFrame(lines, columns=table.columns, index=[-1] * len(lines))
     return found.astype(table.dtypes.to_dict())

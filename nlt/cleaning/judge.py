@@ -4,20 +4,23 @@ N samples.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from nlt.backbones import AnyBackbone
+from nlt.cleaning.trained import judge_by_training
 from nlt.data.checks import Issue, check_labelled, encoded_copies, near_duplicates
 from nlt.data.decoding import Progress
 from nlt.data.labelled import Labelled
 from nlt.data.numbers import Numbers
 from nlt.detect import LabelErrors, find_label_errors, ranking_quality
 from nlt.features import Read, extract, seconds_for
+from nlt.spec import Experiment
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,14 @@ class Judged:
     outside_weights: str
     """Where the weights of the features come from, "" if none were used."""
 
+    def by_training(self, detector: Experiment | Literal["o2u"], name: str, **how: Any) -> "Judged":
+        """Return the findings as a trained method ranks them, see `judge_by_training`."""
+        outside = self.outside_weights
+        if detector != "o2u":
+            outside = "; ".join(dict.fromkeys(filter(None, (outside, detector.outside_weights()))))
+        errors = judge_by_training(self.errors, self.data, detector, name, **how)
+        return replace(self, errors=errors, outside_weights=outside)
+
     def quality(self, threshold: float) -> dict[str, float]:
         """Return how good the findings are, where clean labels are known; nothing where none is.
 
@@ -41,7 +52,7 @@ class Judged:
         if clean_N is None or not (known_N := clean_N >= 0).any():
             return {}
         wrong_M = (clean_N != self.data.labels_N)[known_N]
-        quality = ranking_quality(self.errors.scores["posterior"][known_N], wrong_M)
+        quality = ranking_quality(self.errors.scores[self.errors.ranking][known_N], wrong_M)
         flagged_M = (self.errors.p_wrong_N > threshold)[known_N]
         if flagged_M.any():
             quality["precision"] = float(wrong_M[flagged_M].mean())

@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from nlt.cleaning.decide import SCORES, THRESHOLD, Action, decide
+from nlt.cleaning.decide import THRESHOLD, Action, decide
 from nlt.cleaning.export import Clean, Export, check_export, write_clean
 from nlt.cleaning.folder import DECISIONS, MANIFEST, MARK, built, check_place
 from nlt.cleaning.page import review_page, thumbnails
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 REVIEWED, SAMPLED = 1_000, 100  # samples in the page: the worst, and the random ones
 GRID, GRID_SIDE = 60, 96  # of worst.png
-NUMBERS = ("p_wrong", *SCORES)
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def write_output(
         "settings": dict(settings or {}),
         "classes": list(errors.classes),
         "images": len(data.names),
-        "detector": {"features": errors.features, "accuracy": _short(errors.accuracy)},
+        "detector": {"features": errors.features, "accuracy": _short(errors.accuracy), "ranking": errors.ranking},
         "rate": _rate(errors.rate),
         "rate_per_class": {name: _rate(rate) for name, rate in zip(errors.classes, errors.per_class, strict=True)},
         "issues": [{"kind": issue.kind, "images": len(issue.rows), "sentence": issue.sentence} for issue in issues],

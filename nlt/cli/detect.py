@@ -4,13 +4,13 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
 from nlt.cli.options import data_root_option, device_option, friendly, main, tracking_option
 from nlt.events import Stopped
-from nlt.settings import BadInput, one_line
+from nlt.settings import BadInput, brief, one_line
 from nlt.terminal import Bars, warn
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nlt.backbones import AnyBackbone
     from nlt.cleaning.judge import Judged
     from nlt.data.decoding import Progress
+    from nlt.spec import Experiment
     from nlt.tracking import Store
 
 FILE = click.Path(path_type=Path)
@@ -40,6 +41,11 @@ MEASURES = (
 @click.option("--backbone", default="auto", show_default=True, help="auto, pixels, lite0 or timm:NAME.")
 @click.option("--weights", default=None, help="File of weights for timm:NAME.")
 @click.option("--image-size", type=int, default=None, help="Side in pixels at which the network sees images.")
+@click.option(
+    "--detector", default="loo", show_default=True,
+    help="What ranks labels: loo (features, no training), o2u (trains O2U-Net), or an experiment file whose method "
+    "gives samples scores. With the latter two --image-size is the side they train at.",
+)  # fmt: skip
 @click.option(
     "--action", type=click.Choice(["remove", "relabel", "keep"]), default="remove", show_default=True,
     help="What becomes of labels that are more probably wrong than right.",
@@ -64,6 +70,7 @@ def detect(
     backbone: str,
     weights: str | None,
     image_size: int | None,
+    detector: str,
     action: Any,
     export: Any,
     review: int,
@@ -82,12 +89,13 @@ def detect(
     nlt detect photos/
     nlt detect photos/ --labels labels.csv --action relabel --export csv
     nlt detect --features embeddings.npy --labels labels.csv
+    nlt detect photos/ --detector o2u
     """
     began = time.monotonic()
     given = Given(path, labels, features, probabilities)
     source = given.source()
     out = out or beside(source)
-    from nlt.backbones import parse
+    from nlt.backbones import check_image_size, parse
     from nlt.cleaning import check_export, check_place, write_output
     from nlt.cleaning.decide import THRESHOLD
     from nlt.hardware import find_device
@@ -95,14 +103,23 @@ def detect(
 
     # What can be wrong is found before the work.
     check_place(out, source)
-    backbones, on = parse(backbone, weights, image_size), find_device(device)
+    check_image_size(image_size)
+    trained = read_detector(detector, given)
+    backbones, on = parse(backbone, weights, None if trained else image_size), find_device(device)
     store = open_store(tracking_uri)
     try:
         with Bars() as progress:
-            judged = _judge(given, backbones, on, data_root, seed, progress, warn if as_json else click.echo)
+            say = warn if as_json else click.echo
+            judged = _judge(given, backbones, on, data_root, seed, progress, say)
+            if trained:
+                judged = judged.by_training(
+                    trained, detector, side=image_size, data_root=data_root, device=on, seed=seed, progress=progress,
+                    note=lambda sentence: say(f"  {sentence}"),
+                )  # fmt: skip
             form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[judged.data.kind]
             check_export(form, judged.data.kind)
             settings = {"backbone": backbone, "weights": weights, "image_size": image_size, "review": review}
+            settings |= {} if detector == "loo" else {"detector": detector}
             written = write_output(
                 out, judged.data, judged.errors, judged.issues,
                 action=action, export=form, review=review, seed=seed, settings=settings,
@@ -115,7 +132,7 @@ def detect(
     found = {
         "images": written.images, "classes": len(judged.data.classes), "unreadable": written.unreadable,
         "rate": rate.point, "rate_low": rate.low, "rate_high": rate.high, "flagged": written.flagged,
-        "accuracy": judged.errors.accuracy, "features": judged.errors.features,
+        "accuracy": judged.errors.accuracy, "features": judged.errors.features, "ranking": judged.errors.ranking,
         "outside_weights": judged.outside_weights, "seconds": round(time.monotonic() - began, 1), "out": str(out),
     }  # fmt: skip
     quality = judged.quality(THRESHOLD)
@@ -166,6 +183,28 @@ class Given(NamedTuple):
         return self.path
 
 
+def read_detector(text: str, given: Given) -> "Experiment | Literal['o2u'] | None":
+    """Return what is to be trained to rank labels, None for nothing.
+
+    Raises:
+        BadInput: it is no detector and no experiment file, its method gives no scores, or there are no images.
+    """
+    if text == "loo":
+        return None
+    if given.path is None:
+        raise BadInput(f"--detector {text} trains on images, of which there are none: leave it out.")
+    if text == "o2u":
+        return "o2u"
+    if not text.endswith(".json"):
+        raise BadInput(f"--detector {brief(text)}: use loo, o2u, or an experiment file, FILE.json.")
+    from nlt.cleaning.trained import check_reports
+    from nlt.reading import load
+
+    spec = load(text)
+    check_reports(spec, text)
+    return spec
+
+
 def _judge(
     given: Given, backbones: "Sequence[AnyBackbone]", device: "torch.device", data_root: Path, seed: int,
     progress: "Progress", say: Callable[[str], None],
@@ -198,7 +237,10 @@ def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any]
 
     shares = {key: found[key] for key in MEASURES if key in found}
     shares["flagged"] = found["flagged"] / max(1, found["images"])
-    params = {key: str(found[key]) for key in ("images", "classes", "unreadable", "features", "outside_weights", "out")}
+    params = {
+        key: str(found[key])
+        for key in ("images", "classes", "unreadable", "features", "ranking", "outside_weights", "out")
+    }
     params |= {"action": action}
     grid = out / "worst.png"
     try:
@@ -218,6 +260,7 @@ def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any]
 def _print(judged: "Judged", found: dict[str, Any], out: Path) -> None:
     _print_rate(judged.errors.rate)
     used = found["features"] or "your own numbers"
+    used += "" if found["ranking"] == "posterior" else f" and {found['ranking']}'s training"
     origin = f", weights of outside origin: {judged.outside_weights}" if judged.outside_weights else ""
     click.echo(
         f"{found['flagged']:,} of {found['images']:,} labels are more probably wrong than right (by {used}{origin})"

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from nlt.detect import scores
 from nlt.detect.leave_one_out import choose_features
+from nlt.detect.masks import smallest
 from nlt.detect.posterior import knowing_the_label, log_odds_wrong, true_class
 from nlt.detect.rate import Rate, estimate_rates
 from nlt.detect.transition import estimate_transition
@@ -35,7 +37,7 @@ class LabelErrors:
         p_wrong_N: probability that the given label is wrong, float64 in [0, 1].
         scores: float64 (N,), the higher the more suspicious: "p_y" is 1 - P(given | x), "margin" the largest other
             probability less the given one's, "posterior" the log odds of `p_wrong_N`, which it ranks alike, also where
-            that rounds to 1.
+            that rounds to 1. Others by name where a method was trained.
         p_true_NK: P(true | x, given label), float32, rows sum to 1.
         T_KK: P(given | true), float64, rows: true class.
         rate: share of wrong labels, with an interval.
@@ -44,6 +46,7 @@ class LabelErrors:
         cross_entropies: leave-one-out cross-entropy of each candidate, in nats ("" names a single one; none with
             probabilities).
         accuracy: share of given labels that the (leave-one-out) predictions agree with.
+        ranking: the score in whose order the samples are.
     """
 
     ids: Sequence[str | int]
@@ -59,10 +62,17 @@ class LabelErrors:
     features: str
     cross_entropies: dict[str, float]
     accuracy: float
+    ranking: str = "posterior"
 
     def order(self) -> NDArray[np.int64]:
         """Return the rows, most suspicious first; of equals the first one first."""
-        return np.argsort(-self.scores["posterior"], kind="stable")
+        return np.lexsort((-self.scores[self.ranking], -self.p_wrong_N))
+
+    def flagged(self) -> NDArray[np.bool_]:
+        """Return whose label is to be acted on: p_wrong above 1/2, but no more than the rate says are wrong (and at
+        most 99 %), the most suspicious first."""
+        most = smallest(torch.from_numpy(self.scores["posterior"]), min(self.rate.point, 0.99))
+        return (self.p_wrong_N > 0.5) & ~most.numpy()
 
     def table(self) -> "pd.DataFrame":
         """Return one row per sample, worst first: id, given_label, suggested_label, p_wrong, p_y, margin, posterior."""

@@ -8,14 +8,15 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import model_validator
+from torch import Tensor
 
 from nlt.backbones import Backbone
-from nlt.detect import Rounding, number_kept, smallest
+from nlt.detect import Rounding, act_on, number_kept, smallest
 from nlt.forget_rate import MOST, ForgetRate, go_together, rate_to_forget
 from nlt.optim import Constant, Cyclical
 from nlt.run import Run
 from nlt.settings import Settings
-from nlt.train import Stage, train_epoch
+from nlt.train import Epoch, Learner, Stage, train_epoch
 
 
 class O2U(Settings):
@@ -33,9 +34,15 @@ class O2U(Settings):
     epoch (the code: before), the loss logged in stage 3 is the mean over the samples trained on (the code divides by
     N), and stage 1's weights are handed on in memory (the code: a file that all runs share). As in the code, each stage
     begins with a new optimizer. Huang et al. also stop stage 1 early; neither implementation does.
+
+    Huang et al. remove what is marked. `act` has two more ways (ours): `relabel` gives marked samples the class that
+    the network itself found most probable on average over the cyclical epochs, where that is another class and its
+    mean probability is above 1/2 (of two classes: the other one), and removes the rest of them; `reweight` keeps all
+    samples and weighs each one's loss in stage 3 by the mean probability of its given label, of which the scores add
+    up the negative logarithm. The probabilities are those of the forward passes that train.
     """
 
-    added_later = frozenset({"forget_rounding", "backbone"})
+    added_later = frozenset({"forget_rounding", "backbone", "act"})
     read_by_last_stage_alone: ClassVar = frozenset({"training"})
     title: ClassVar = "O2U"
 
@@ -56,6 +63,8 @@ class O2U(Settings):
     """Where stage 3 starts: at the weights that stage 1 ended with (the authors' code, lines 89-92), or at new ones."""
     backbone: Backbone | None = None
     """What makes the features by which the noise rate is estimated; with `forget_rate: "estimate"` only."""
+    act: Literal["remove", "relabel", "reweight"] = "remove"
+    """What becomes of marked samples in stage 3; `remove` is the paper's."""
 
     @model_validator(mode="after")
     def _estimates_by_features(self) -> "O2U":
@@ -81,13 +90,31 @@ class O2U(Settings):
         net.new_optimizer()
         scores_N = run.buffer("scores_N", torch.zeros(run.N))
         keep_N = run.buffer("keep_N", torch.ones(run.N, dtype=torch.bool))
+        p_NK = None if self.act == "remove" else run.buffer("p_NK", torch.zeros(run.N, run.K))
         for epoch in run.epochs("cyclical", self.cyclical, net):
-            losses_N = train_epoch(net, epoch, self.cyclical.loss)
+            losses_N = self._train_cyclical(net, epoch, p_NK)
             scores_N += losses_N - losses_N.mean()
             keep_N.copy_(smallest(scores_N, forget_rate, self.forget_rounding))
             epoch.report(scores_N=scores_N, keep_N=keep_N, **measures)
 
         net.copy_weights(start)
         net.new_optimizer()
+        labels_N, weights_N = None, None
+        if p_NK is not None:
+            acted = act_on(self.act, run.labels_N, ~keep_N, p_NK)
+            labels_N, keep_N, weights_N = (run.buffer(f"acted_{key}", value) for key, value in acted._asdict().items())
         for epoch in run.epochs("training", self.training, net):
-            train_epoch(net, epoch, self.training.loss, keep_N)
+            train_epoch(net, epoch, self.training.loss, keep_N, labels_N, weights_N)
+            if labels_N is not None and epoch.t == 1:
+                epoch.report(labels_N=labels_N)
+
+    def _train_cyclical(self, net: Learner, epoch: Epoch, p_NK: Tensor | None) -> Tensor:
+        """As `train_epoch`, and add up each sample's predicted probabilities in `p_NK`, in the end their mean."""
+        for batch in epoch.batches():
+            logits_BK = net(batch.images_BCHW)
+            losses_B = self.cyclical.loss(logits_BK, batch.labels_B)
+            net.step(losses_B.mean())
+            epoch.saw(batch, logits_BK, losses_B)
+            if p_NK is not None:
+                p_NK[batch.rows_B] += logits_BK.detach().softmax(1) / self.cyclical.epochs
+        return epoch.losses_N

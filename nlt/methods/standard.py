@@ -31,6 +31,7 @@ class Standard(Settings):
         "mixup_alpha": "mixup", "label_smoothing": "label smoothing", "early_stopping": "early stopping"
     }  # fmt: skip
     added_later = frozenset(told_if_set)
+    reports_scores: ClassVar = False
 
     name: Literal["standard"] = "standard"
     training: Stage = Stage()
