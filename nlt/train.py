@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nlt.augment import CropFlipCutout
 from nlt.checkpoint import State
 from nlt.losses import CE, Loss
+from nlt.models import last_linear
 from nlt.optim import SGD, Schedule, Step
 from nlt.settings import Settings
 
@@ -335,6 +336,25 @@ def predict(nets: Sequence[Learner], images_NHWC: Tensor) -> Tensor:
         log_p_each_BK = torch.stack([net(images_BCHW).log_softmax(1) for net in nets])
         parts.append(log_p_each_BK.logsumexp(0) - math.log(len(nets)) if len(nets) > 1 else log_p_each_BK[0])
     for net, mode in zip(nets, modes, strict=True):
+        net.network.train(mode)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def embed(net: Learner, images_NHWC: Tensor) -> Tensor:
+    """Return z_ND, float32: what goes into the network's last linear layer, dropout off and batch norm as learned.
+
+    The network is left in the mode it was in.
+    """
+    mode, parts = net.network.training, list[Tensor]()
+    # In evaluation mode a learner takes the network as it is, never the compiled one: the hook is always called.
+    hook = last_linear(net.network).register_forward_pre_hook(lambda _, inputs: parts.append(inputs[0].float()))
+    net.network.eval()
+    try:
+        for images_BHWC in images_NHWC.split(EVALUATION_BATCH[images_NHWC.device.type]):
+            net(to_float(images_BHWC))
+    finally:
+        hook.remove()
         net.network.train(mode)
     return torch.cat(parts)
 
