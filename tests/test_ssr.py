@@ -56,7 +56,7 @@ def test_relabelling_and_selection_by_hand() -> None:
     7; of 6: 7, 5; of 7: 6, 5. All vote for l, but one for 0 and one for 1 on sample 4: q = 1.6 and 2.667, not kept.
     Score of sample 4: 1 - 1.6 / 4.267 = 0.625.
     """
-    run, (told,) = trained(ssr())
+    _, (told,) = trained(ssr())
     assert told.labels_N.tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     assert told.keep_N.tolist() == [True, False, True, True, False, True, True, False]
     assert told.scores_N.tolist() == pytest.approx([0, 1, 0, 0, 0.625, 0, 0, 1])
