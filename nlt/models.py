@@ -259,4 +259,18 @@ class TimmNetwork(nn.Module):
         return logits_BK
 
 
+def last_linear(network: nn.Module) -> nn.Linear:
+    """Return the layer that makes the logits: of the linear layers of a network of this file the one defined last.
+
+    What goes into it are the penultimate features. `tests/test_embed.py` holds this for every model of the union.
+
+    Raises:
+        RuntimeError: the network has no linear layer.
+    """
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise RuntimeError(f"{type(network).__name__} has no linear layer, so nobody knows what its features are")
+    return layers[-1]
+
+
 Model = Annotated[CNN9 | ResNet18 | ResNet34 | PreActResNet18 | WRN28x2 | Timm, Field(discriminator="name")]

@@ -24,7 +24,7 @@ from nlt.detect import LabelErrors, find_label_errors, mask_quality, ranking_qua
 from nlt.features import of_images
 from nlt.models import Model
 from nlt.optim import SGD
-from nlt.train import Epoch, Learner, Stage, evaluate, predict
+from nlt.train import Epoch, Learner, Stage, embed, evaluate, predict
 
 
 @dataclass(frozen=True)
@@ -288,6 +288,10 @@ class Run:
     def predict(self, *nets: Learner) -> Tensor:
         """Return log_p_NK of the training images, without augmentation, as `nlt.train.predict`."""
         return predict(nets, self._train.images_NHWC)
+
+    def embed(self, net: Learner) -> Tensor:
+        """Return z_ND, the net's penultimate features of the training images, float32, as `nlt.train.embed`."""
+        return embed(net, self._train.images_NHWC)
 
     def _state(self) -> State:
         """Return all that decides how the run goes on."""

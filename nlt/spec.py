@@ -17,6 +17,7 @@ from nlt.methods.elr import ELR
 from nlt.methods.forward_correction import ForwardCorrection
 from nlt.methods.o2u import O2U
 from nlt.methods.sop import SOP
+from nlt.methods.ssr import SSR
 from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
 from nlt.noise import Noise, NoNoise, with_noise_file
@@ -24,7 +25,10 @@ from nlt.optim import SGD
 from nlt.settings import Settings
 from nlt.train import Stage
 
-Method = Annotated[Standard | O2U | CoTeaching | ELR | Cleaned | SOP | ForwardCorrection, Field(discriminator="name")]
+Method = Annotated[
+    Standard | O2U | CoTeaching | ELR | Cleaned | SOP | ForwardCorrection | SSR,
+    Field(discriminator="name"),
+]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nlt.augment import Augmentation
 from nlt.checkpoint import State
 from nlt.losses import CE, Loss
+from nlt.models import last_linear
 from nlt.optim import SGD, Schedule, Step
 from nlt.settings import Settings
 
@@ -186,19 +187,31 @@ class Epoch:
         self._samples = self._handed_out = self._seen = 0
 
     def batches(
-        self, keep_N: Tensor | None = None, *, views: tuple[Augmentation | None, ...] | None = None
+        self,
+        keep_N: Tensor | None = None,
+        *,
+        times_N: Tensor | None = None,
+        views: tuple[Augmentation | None, ...] | None = None,
     ) -> Iterator[Batch]:
         """Return batches of all samples, or the kept ones, in a newly drawn order. Each has to be `saw` afterwards.
 
         Args:
             keep_N: bool, True for the samples that take part; by default all.
+            times_N: int64 >= 0, instead of keep_N: how often each sample comes; see `equally_often`. Of one that
+                comes more than once its last batch's loss is noted.
             views: an augmentation for each view of a batch's images, None for the images as they are; by default one
                 view, with the experiment's augmentation.
         """
         device = self._labels_N.device
-        if keep_N is not None:
-            self._check("keep_N", keep_N, torch.bool)
-        rows_M = torch.randperm(len(self._labels_N), generator=self._generator).to(device)
+        for name, value, dtype in (("keep_N", keep_N, torch.bool), ("times_N", times_N, torch.int64)):
+            if value is not None:
+                self._check(name, value, dtype)
+        if keep_N is not None and times_N is not None:
+            raise RuntimeError("keep_N or times_N, not both: a sample that is left out comes 0 times")
+        rows_M = torch.arange(len(self._labels_N), device=device)
+        if times_N is not None:
+            rows_M = rows_M.repeat_interleave(times_N)
+        rows_M = rows_M[torch.randperm(len(rows_M), generator=self._generator).to(device)]
         if keep_N is not None:
             rows_M = rows_M[keep_N[rows_M]]
         _, H, W, _ = self._images_NHWC.shape
@@ -247,7 +260,8 @@ class Epoch:
                 f"epoch.saw: a batch of {B} samples has a loss and a row of logits for each, found losses of shape "
                 f"{tuple(losses_B.shape)} and logits of shape {tuple(logits_BK.shape)}"
             )
-        self.losses_N[batch.rows_B] = losses_B.detach().float()
+        # As `losses_N[rows_B] = losses_B`, but of a sample that is in the batch twice the larger one on every device.
+        self.losses_N.scatter_reduce_(0, batch.rows_B, losses_B.detach().float(), "amax", include_self=False)
         self.seen_N[batch.rows_B] = True
         self._hits += (logits_BK.argmax(1) == batch.labels_B).sum()
         self._samples += len(batch.rows_B)
@@ -344,6 +358,22 @@ def train_epoch(
     return epoch.losses_N
 
 
+def equally_often(one_hot_NK: Tensor, keep_N: Tensor, generator: torch.Generator) -> Tensor:
+    """Return times_N, int64: how often each sample comes in an epoch of N in which all classes come equally often.
+
+    Of a class each kept sample comes as often as the next, some of them, drawn at random, once more; N is rounded down
+    to a multiple of the number of classes that have kept samples. If nothing is kept, everything is.
+    """
+    kept_NK = one_hot_NK * (keep_N | ~keep_N.any())[:, None]
+    n_K = kept_NK.sum(0).long()
+    share = len(keep_N) // (n_K > 0).sum()
+    order_N = torch.randperm(len(keep_N), generator=generator).to(keep_N.device)
+    place_NK = torch.zeros_like(kept_NK)
+    place_NK[order_N] = kept_NK[order_N].cumsum(0)  # the kept ones of a class, numbered from 1 in a random order
+    times_NK = share // n_K.clamp(min=1) + (place_NK <= share % n_K.clamp(min=1))
+    return (times_NK * kept_NK).sum(1).long()
+
+
 @torch.no_grad()
 def predict(nets: Sequence[Learner], images_NHWC: Tensor) -> Tensor:
     """Return log_p_NK, of the mean of the networks' class probabilities, dropout off and batch norm as learned.
@@ -359,6 +389,25 @@ def predict(nets: Sequence[Learner], images_NHWC: Tensor) -> Tensor:
         log_p_each_BK = torch.stack([net(images_BCHW).log_softmax(1) for net in nets])
         parts.append(log_p_each_BK.logsumexp(0) - math.log(len(nets)) if len(nets) > 1 else log_p_each_BK[0])
     for net, mode in zip(nets, modes, strict=True):
+        net.network.train(mode)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def embed(net: Learner, images_NHWC: Tensor) -> Tensor:
+    """Return z_ND, float32: what goes into the network's last linear layer, dropout off and batch norm as learned.
+
+    The network is left in the mode it was in.
+    """
+    mode, parts = net.network.training, list[Tensor]()
+    # In evaluation mode a learner takes the network as it is, never the compiled one: the hook is always called.
+    hook = last_linear(net.network).register_forward_pre_hook(lambda _, inputs: parts.append(inputs[0].float()))
+    net.network.eval()
+    try:
+        for images_BHWC in images_NHWC.split(EVALUATION_BATCH[images_NHWC.device.type]):
+            net(to_float(images_BHWC))
+    finally:
+        hook.remove()
         net.network.train(mode)
     return torch.cat(parts)
 
