@@ -216,7 +216,7 @@ class Epoch:
         return self._hand_out(rows_M, wanted, draws)
 
     def pairs(
-        self, keep_N: Tensor, *, views: tuple[CropFlipCutout | None, ...] | None = None
+        self, keep_N: Tensor, *, views: tuple[Augmentation | None, ...] | None = None
     ) -> Iterator[tuple[Batch, Batch]]:
         """Yield batches of the kept samples, each beside one of the others. Both have to be `saw` afterwards.
 

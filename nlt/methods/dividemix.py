@@ -22,11 +22,10 @@ class DivideMix(Settings):
     w > tau are labelled (x, B in a step), the rest not (u, U); a part that would be empty is made of all. Targets of x
     are w y + (1 - w) p, p the learner's mean prediction of two views, of u both networks'; sharpened, mixed up. Loss:
     cross-entropy on x + lambda_u squared error on u + KL(uniform || mean prediction). Both networks' mean is judged.
-    As in the authors' code (`Train_CIFAR.py`) the squared error is divided by K too, unlike eq. 11, the learner guesses
-    in training mode, the other in evaluation mode, and u begins again when it ends before x. Differences: guesses for x
-    and u are one pass (code: each view, for its batch norm); lambda_u rises once an epoch (each step), is one for all
-    noises (paper: 0 to 50); no mean of 5 epochs' losses at 90 % noise; means are of probabilities at the test (logits);
-    a mixture takes up to 100 iterations (10).
+    As in the authors' code (`Train_CIFAR.py`) the squared error is divided by K (paper: not), the learner guesses in
+    training mode, the other in evaluation mode, and u begins again when it ends before x. Differences: guesses for x
+    and u are one pass (code: each view, for its batch norm); lambda_u rises once an epoch (each step), one for all
+    noises (paper: 0 to 50); losses are never averaged over epochs (at 90 % noise); networks by probability (logits).
     """
 
     title: ClassVar = "DivideMix"
@@ -41,7 +40,7 @@ class DivideMix(Settings):
     lambda_u: float = Field(25.0, ge=0)
     """Weight of the squared error, reached after 16 epochs of the second stage: 25 (both the code's)."""
     confidence_penalty: float = Field(0.0, ge=0)
-    """Weight of the negative entropy in the warm-up (eq. 5): in the paper 1 for asymmetric noise, 0 for symmetric."""
+    """Weight of the negative entropy in the warm-up (section 3.1): there 1 for asymmetric noise, 0 for symmetric."""
     strong: Augmentation | None = None
     """Views that are learned from (AugDesc-WS, Nishi et al. 2021); by default those that targets come from."""
     warmup: Stage = Stage(epochs=10, schedule=Constant(lr=0.02))
