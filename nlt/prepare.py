@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from nlt.augment import CropFlipCutout, StrongView
 from nlt.data import Dataset, hold_out
 from nlt.hardware import find_compile, find_device, find_precision
 from nlt.noise import empirical_matrix, with_noise_file
@@ -62,8 +63,9 @@ def prepare(
     fewest_of = getattr(spec.method, "fewest_samples", lambda N: N)  # a method that trains on fewer says so
     fewest: int = fewest_of(len(train))
     _, C, H, W = train.images_NCHW.shape
-    if spec.augmentation is not None:
-        spec.augmentation.check(H, W)
+    for augmentation in (spec.augmentation, *(value for _, value in spec.method)):
+        if isinstance(augmentation, CropFlipCutout | StrongView):
+            augmentation.check(H, W)
     with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
         network = spec.model.build(C, H, W, K)
         network.eval()(torch.empty(2, C, H, W))

@@ -13,6 +13,7 @@ from nlt.data import Data, Dataset
 from nlt.hardware import Compile, Precision
 from nlt.methods.cleaned import Cleaned
 from nlt.methods.coteaching import CoTeaching
+from nlt.methods.dividemix import DivideMix
 from nlt.methods.elr import ELR
 from nlt.methods.forward_correction import ForwardCorrection
 from nlt.methods.o2u import O2U
@@ -26,7 +27,7 @@ from nlt.settings import Settings
 from nlt.train import Stage
 
 Method = Annotated[
-    Standard | O2U | CoTeaching | ELR | Cleaned | SOP | ForwardCorrection | SSR,
+    Standard | O2U | CoTeaching | ELR | Cleaned | SOP | ForwardCorrection | SSR | DivideMix,
     Field(discriminator="name"),
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]

@@ -82,6 +82,15 @@ class Learner:
             logits_BK: Tensor = network(images_BCHW)
         return logits_BK.float()
 
+    @torch.no_grad()
+    def judge(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits_BK in evaluation mode, without a gradient; the network is left in the mode it was in."""
+        mode = self.network.training
+        self.network.eval()
+        logits_BK = self(images_BCHW)
+        self.network.train(mode)
+        return logits_BK
+
     def step(self, loss: Tensor) -> None:
         """Take one optimizer step down the gradient of `loss`, a scalar."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,6 +184,8 @@ class Epoch:
         self.t, self.batch_size = t, batch_size
         self.losses_N = torch.full_like(labels_N, torch.nan, dtype=torch.float32)
         """Each sample's loss when it was last seen, float32; NaN for samples that were not seen."""
+        # How often a sample's loss was not finite: one that is seen again may have a finite one then.
+        self._bad_N = torch.zeros_like(labels_N, dtype=torch.int32)
         self.seen_N = torch.zeros_like(labels_N, dtype=torch.bool)
         """True where a sample was seen."""
         self.reported: dict[str, Tensor] = {}
@@ -208,12 +219,13 @@ class Epoch:
                 self._check(name, value, dtype)
         if keep_N is not None and times_N is not None:
             raise RuntimeError("keep_N or times_N, not both: a sample that is left out comes 0 times")
-        rows_M = torch.arange(len(self._labels_N), device=device)
+        rows_M = torch.arange(len(self._labels_N))
         if times_N is not None:
-            rows_M = rows_M.repeat_interleave(times_N)
-        rows_M = rows_M[torch.randperm(len(rows_M), generator=self._generator).to(device)]
+            rows_M = rows_M.repeat_interleave(times_N.cpu())
+        rows_M = rows_M[torch.randperm(len(rows_M), generator=self._generator)]
         if keep_N is not None:
-            rows_M = rows_M[keep_N[rows_M]]
+            rows_M = rows_M[keep_N.cpu()[rows_M]]  # waits for the device unless the mask lies on the CPU
+        rows_M = rows_M.to(device)
         _, H, W, _ = self._images_NHWC.shape
         wanted = (self._augmentation,) if views is None else views
         if not wanted:
@@ -224,6 +236,30 @@ class Epoch:
         # All is drawn here, not batch by batch: what a method draws meanwhile does not come in between.
         draws = [None if a is None else a.draw(len(rows_M), H, W, self._generator).to(device) for a in wanted]
         return self._hand_out(rows_M, wanted, draws)
+
+    def pairs(
+        self, keep_N: Tensor, *, views: tuple[Augmentation | None, ...] | None = None
+    ) -> Iterator[tuple[Batch, Batch]]:
+        """Yield batches of the kept samples, each beside one of the others. Both have to be `saw` afterwards.
+
+        The kept samples come once each. The others begin again, in a newly drawn order, whenever they run out, and stop
+        with the kept ones: some of them may not come, or all several times. If all samples are kept, or none, the part
+        that would be empty is made of all samples.
+
+        Args:
+            keep_N: bool; one on the CPU does not make this wait for the device.
+            views: as those of `batches`.
+        """
+        self._check("keep_N", keep_N, torch.bool)
+        keep_N = keep_N.cpu()
+        kept_N, rest_N = (part_N if part_N.any() else ~part_N for part_N in (keep_N, ~keep_N))
+        others = self.batches(rest_N, views=views)
+        for batch in self.batches(kept_N, views=views):
+            other = next(others, None)
+            if other is None:
+                others = self.batches(rest_N, views=views)
+                other = next(others)
+            yield batch, other
 
     def _hand_out(
         self, rows_M: Tensor, views: tuple[Augmentation | None, ...], draws: list[Tensor | None]
@@ -260,8 +296,10 @@ class Epoch:
                 f"epoch.saw: a batch of {B} samples has a loss and a row of logits for each, found losses of shape "
                 f"{tuple(losses_B.shape)} and logits of shape {tuple(logits_BK.shape)}"
             )
+        losses_B = losses_B.detach().float()
         # As `losses_N[rows_B] = losses_B`, but of a sample that is in the batch twice the larger one on every device.
-        self.losses_N.scatter_reduce_(0, batch.rows_B, losses_B.detach().float(), "amax", include_self=False)
+        self.losses_N.scatter_reduce_(0, batch.rows_B, losses_B, "amax", include_self=False)
+        self._bad_N.index_add_(0, batch.rows_B, (~losses_B.isfinite()).int())
         self.seen_N[batch.rows_B] = True
         self._hits += (logits_BK.argmax(1) == batch.labels_B).sum()
         self._samples += len(batch.rows_B)
@@ -316,8 +354,9 @@ class Epoch:
             )
         if not self._samples:
             raise RuntimeError(f"epoch {self.t}: no sample was trained on: call epoch.batches(), and keep some samples")
-        bad_N = self.seen_N & ~self.losses_N.isfinite()
-        M, bad, hits = torch.stack([self.seen_N.sum(), bad_N.sum(), self._hits]).tolist()  # the one wait for the device
+        M, bad, hits = torch.stack(
+            [self.seen_N.sum(), self._bad_N.sum(), self._hits]
+        ).tolist()  # the one wait for the device
         if bad:
             raise Diverged(f"the loss of {bad} of {M} samples is not finite")
         return float(hits / self._samples)

@@ -5,6 +5,7 @@ from nlt.detect.errors import LabelErrors, find_label_errors
 from nlt.detect.joint import confident_joint
 from nlt.detect.leave_one_out import LeaveOneOut, choose_features, leave_one_out
 from nlt.detect.masks import Rounding, auc, mask_quality, number_kept, ranking_quality, smallest
+from nlt.detect.mixture import p_small
 from nlt.detect.posterior import knowing_the_label, log_odds_wrong, true_class
 from nlt.detect.ranked import ranked_by
 from nlt.detect.rate import Rate, estimate_rates
@@ -43,6 +44,7 @@ __all__ = [
     "mask_quality",
     "number_kept",
     "o2u_score",
+    "p_small",
     "ranked_by",
     "ranking_quality",
     "self_confidence",
