@@ -355,7 +355,7 @@ class Epoch:
         if not self._samples:
             raise RuntimeError(f"epoch {self.t}: no sample was trained on: call epoch.batches(), and keep some samples")
         M, bad, hits = torch.stack(
-            [self.seen_N.sum(), self._bad_N.sum(), self._hits]
+            [self.seen_N.sum(), (self._bad_N > 0).sum(), self._hits]
         ).tolist()  # the one wait for the device
         if bad:
             raise Diverged(f"the loss of {bad} of {M} samples is not finite")
