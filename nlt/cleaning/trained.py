@@ -18,7 +18,8 @@ from nlt.data import Dataset, Npz, Samples
 from nlt.data.decoding import Progress
 from nlt.data.labelled import Labelled
 from nlt.detect import LabelErrors, ranked_by
-from nlt.methods.o2u import MOST, O2U
+from nlt.forget_rate import MOST
+from nlt.methods.o2u import O2U
 from nlt.models import CNN9
 from nlt.noise import NoNoise
 from nlt.optim import Constant
