@@ -99,8 +99,11 @@ def test_human_and_asymmetric_labels_are_those_of_their_row(script: ModuleType, 
     moved = {(names[true], names[given]) for true, given in zip(ten.clean_N, given_N, strict=True) if true != given}
     assert moved == {("truck", "automobile"), ("bird", "airplane"), ("deer", "horse"), ("cat", "dog"), ("dog", "cat")}
     assert abs((given_N != ten.clean_N)[ten.clean_N == 3].mean() - 0.4) < 0.06
+    given_N = script._labels("CIFAR-10", ten, "instance-dependent 40 %", 1)
+    assert abs((given_N != ten.clean_N).mean() - 0.4) < 0.03
+    assert not np.array_equal(given_N, script._labels("CIFAR-10", ten, "instance-dependent 40 %", 0))
     rows = {(noise, seed): scores for noise, seed, scores in script._wanted("CIFAR-10", arguments)}
-    assert len(rows) == 3 * 13 and "cleanlab" not in rows["human, worst", 1]
+    assert len(rows) == 3 * 15 and "cleanlab" not in rows["human, worst", 1]
 
 
 def line(noise: str, score: str, seed: int = 0, **figures: Any) -> dict[str, Any]:
@@ -131,6 +134,8 @@ def test_a_missed_goal_is_seen_and_a_met_one_is_not(script: ModuleType) -> None:
     assert missed(good | {"auroc": 0.9699}) == {"auroc_high_enough"}
     assert missed(good | {"data": "digits", "auroc": 0.9}) == set()
     assert missed(good, good | {"seed": 1, "rate": 0.231}) == {"rate_close"}
+    of_images = line("instance-dependent 20 %", "default", auroc=0.9, rate=0.25)
+    assert missed(of_images) == set(), "the rate is that of noise by class"
     assert missed(good, good | {"seed": 1, "low": 0.201}) == {"covered"}
     assert missed(line("clean", "default", true_rate=0, rate=0, low=0, flagged=0.0201)) == {"few_flagged"}
     human = line("human, worst", "default", auroc=0.91, rate=0.1)

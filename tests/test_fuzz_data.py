@@ -16,9 +16,10 @@ from fuzzing import NASTY_NUMBERS, NASTY_TEXT, assert_one_sentence, corrupted, f
 from hypothesis import strategies as st
 from PIL import Image
 
-from nlt.data import Dataset, ImageFolder, ImageList, Npz
+from nlt.data import Dataset, ImageFolder, ImageList, Npz, Samples
 from nlt.data.labelled import Labelled, read_labelled
 from nlt.data.numbers import read_numbers
+from nlt.noise import Human, Matrix, with_noise_file
 from nlt.reading import check
 from nlt.settings import BadInput
 
@@ -380,6 +381,51 @@ def test_damaged_numbers_are_numbers_or_one_sentence(tmp_path: Path, cases: int)
     fuzz("numbers", cases, cases_of.map(lambda case: (*case[0], *case[1:])), check_one)
 
 
+# ---- what noise is read from ----
+
+
+def noise_files() -> dict[str, bytes]:
+    """Labels of ten images and a matrix of three classes, in each form."""
+    arrays = {"worse": np.arange(10) % 3, "words": np.array(["cat", "dog", "owl"])[np.arange(10) % 3]}
+    files = {f"h{i}.pt": io.BytesIO() for i in range(3)} | {name: io.BytesIO() for name in ("h.npy", "h.npz", "T.npy")}
+    torch.save(arrays, files["h0.pt"])
+    torch.save(arrays, files["h1.pt"], _use_new_zipfile_serialization=False)
+    torch.save({"worse": torch.from_numpy(arrays["worse"])}, files["h2.pt"])
+    np.save(files["h.npy"], np.array(arrays), allow_pickle=True)
+    np.savez(files["h.npz"], **arrays)
+    np.save(files["T.npy"], np.eye(3))
+    return {name: file.getvalue() for name, file in files.items()} | {
+        "h.csv": b"id,worse\n" + b"".join(b"%d,%d\n" % (i, i % 3) for i in range(10)),
+        "T.csv": b"0.5,0.25,0.25\n0,1,0\n0.1,0.1,0.8\n",
+    }
+
+
+@sizes(40, 600)
+def test_a_damaged_file_of_noise_gives_labels_or_one_sentence(tmp_path: Path, cases: int) -> None:
+    whole, labels_N = noise_files(), torch.arange(10) % 3
+    train = Samples(torch.zeros(10, 1, 1, 1, dtype=torch.uint8), torch.arange(10), labels_N, labels_N)
+    data = Dataset("mine", ("cat", "dog", "owl"), train, train, "0" * 16, all_images=10)
+
+    def check_one(case: tuple[str, bytes, str | None]) -> None:
+        name, raw, key = case
+        (tmp_path / name).write_bytes(raw)
+        path = str(tmp_path / name)
+        try:
+            noise = Human(path=path, key=key) if name.startswith("h") else Matrix(path=path)
+            given_N = noise.draw_labels(with_noise_file(data, noise))
+            assert given_N.shape == (10,) and given_N.dtype == torch.int64
+            assert int(given_N.min()) >= 0 and int(given_N.max()) < 3
+        except BadInput as error:
+            assert_one_sentence(str(error), name)
+        assert [entry.name for entry in tmp_path.iterdir()] == [name], "something was made"
+        (tmp_path / name).unlink()
+
+    damaged = st.sampled_from(sorted(whole)).flatmap(lambda name: st.tuples(st.just(name), corrupted(whole[name])))
+    odd = other_arrays("train_labels").map(lambda raw: ("h.npy", raw)) | lists().map(lambda raw: ("h.csv", raw))
+    keys = st.sampled_from(["worse", "worse", "words", None])
+    fuzz("noise file", cases, st.tuples(damaged | damaged | odd, keys).map(lambda case: (*case[0], case[1])), check_one)
+
+
 # ---- paths ----
 
 
@@ -388,12 +434,13 @@ def test_an_odd_path_is_refused_in_one_sentence(tmp_path: Path, cases: int) -> N
     texts = st.one_of(
         st.sampled_from([*NASTY_TEXT, "/dev/zero", "/dev/stdin", "/proc/self/mem", "/"]), st.text(max_size=30)
     )
-    kinds = st.sampled_from(["npz", "image_folder", "image_list"])
+    kinds = st.sampled_from(["npz", "image_folder", "image_list", "matrix", "human"])
 
     def check_one(case: tuple[str, str, str]) -> None:
         kind, path, below = case
+        part = "noise" if kind in ("matrix", "human") else "data"
         with pytest.raises(BadInput) as caught:
-            check(tiny(data={"name": kind, "path": path + below}), "x.json").data.load(tmp_path)
-        assert_one_sentence(str(caught.value), "data.path")
+            check(tiny(**{part: {"name": kind, "path": path + below}}), "x.json").load_data(tmp_path)
+        assert_one_sentence(str(caught.value), f"{part}.path")
 
     fuzz("data path", cases, st.tuples(kinds, texts, st.sampled_from(["", "", "/a", "\0", "/" + "b" * 300])), check_one)

@@ -62,6 +62,8 @@ class Made:
     status: str = "FINISHED"
     tags: Mapping[str, str] = field(default_factory=dict)
     """Beside those that every run has, or in their place."""
+    imbalance: str = ""
+    """Of long-tailed data."""
     arrays: bool = False
     """Whether losses, labels and masks lie in its artifacts."""
 
@@ -76,6 +78,7 @@ class Made:
     def params(self) -> list[Param]:
         epochs = "1+2+1" if self.detects else "4"
         values = {"method": self.method, "loss": self.loss, "epochs": epochs, "seed": str(self.seed)}
+        values |= {"imbalance": self.imbalance} if self.imbalance else {}
         return [Param(key, value) for key, value in values.items()]
 
     def points(self) -> Iterator[Point]:
@@ -199,6 +202,16 @@ def test_specs_that_differ_otherwise_are_told_apart(store):
     labels = {cell.label for cell in comparison.cells}
     assert labels == {"Standard, CE [thin]", "Standard, CE [wide 2]", "Standard, CE [wide 345678]", "Standard, CE"}
     assert list(comparison.baselines) == ["none"]  # no telling which of the others is the baseline
+
+
+def test_long_tailed_data_have_a_row_and_a_baseline_of_their_own(store):
+    add(store, Made(accuracy=0.6), Made("o2u", accuracy=0.7))
+    add(store, Made(name="tail", imbalance="10", accuracy=0.4), Made("o2u", name="o2u tail", imbalance="10"))
+    [comparison] = compare(store)
+    assert comparison.noises == ["symmetric 0.2", "symmetric 0.2, imbalance 10"]
+    assert comparison.methods == ["Standard, CE", "O2U"]
+    assert comparison.difference(comparison.cell("O2U", "symmetric 0.2, imbalance 10")).mean == pytest.approx(0.1)
+    assert "symmetric noise, 20 %, imbalance 10" in markdown([comparison])
 
 
 def test_a_run_belongs_to_each_of_its_sweeps(store):

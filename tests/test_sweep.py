@@ -187,6 +187,18 @@ def test_a_finished_run_is_no_longer_finished_when_its_data_are_others(store: St
     assert {seed: run.info.run_id for seed, run in cell.runs.items()} == {0: second["a", 0]}
 
 
+def test_a_finished_run_is_no_longer_finished_when_its_noise_is_read_from_another_file(store: Store, tmp_path, notes):
+    file = tmp_path / "T.csv"
+    a = spec(name="a", data={"name": "digits", "limit": 20, "classes": ["0", "1"]},
+             noise={"name": "matrix", "path": str(file)})  # fmt: skip
+    file.write_text("0.9,0.1\n0.1,0.9\n")
+    done = launch(a, store=store, options=WHERE)
+    assert [run.run_id for run in plan(store, [a], (0,), None, False, notes.append).finished] == [done.run_id]
+    file.write_text("0.8,0.2\n0.1,0.9\n")
+    assert plan(store, [a], (0,), None, False, notes.append).finished == []
+    assert notes[0].startswith(f"noise.path '{file}' is no longer what the finished run {done.run_id}")
+
+
 def test_data_that_are_gone_leave_a_finished_run_finished(store: Store, tmp_path, notes):
     a = spec(name="a", data=write_data(tmp_path, "npz", 0), noise={"name": "none"})
     done = launch(a, store=store, options=WHERE)
