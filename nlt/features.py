@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nlt.backbones import AnyBackbone, Backbone, Lite0, Pixels, Timm, parse
+from nlt.backbones import AnyBackbone, Backbone, Encoder, Lite0, Pixels, Timm, parse
 from nlt.checkpoint import write_whole
 from nlt.data.decoding import centre_square, channels_first, content_sum, rgb_image
 
@@ -24,8 +24,10 @@ __all__ = [
     "AnyBackbone",
     "Backbone",
     "Lite0",
+    "Maker",
     "Pixels",
     "Timm",
+    "encode_batches",
     "extract",
     "of_images",
     "parse",
@@ -39,6 +41,9 @@ BATCH = 64  # images at a time; parts are multiples of it, so that a part's byte
 PROBED = 32  # images that tell how long all will take
 Read = Callable[[int, int], NDArray[np.uint8]]
 """read(first, last): images_B3SS of the rows first .. last - 1, decoded at the backbone's side."""
+Maker = Callable[[AnyBackbone, Read, Sequence[tuple[int, int]]], Iterator[tuple[int, NDArray[np.float16]]]]
+"""make(backbone, read, spans): what is kept of the rows first .. last - 1 of each span, whole or in pieces and in any
+order: the first row of each piece, and the piece."""
 
 
 def extract(
@@ -48,6 +53,8 @@ def extract(
     cache: Path | None,
     *,
     device: torch.device | str = "cpu",
+    encoder: Callable[[], Encoder] | None = None,
+    maker: Maker | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> NDArray[np.float16]:
@@ -62,6 +69,8 @@ def extract(
         sums: N SHA-256 sums of the images' content, by which they are known again.
         cache: folder for the parts, made if it is missing; None to keep nothing.
         device: where the network runs.
+        encoder: gives the network, ready to be applied, where it may be loaded already; by default the backbone's.
+        maker: makes features instead, on other machines; by default they are made here.
         progress: told how many of the N images are done, after each batch.
         note: told in a sentence what went wrong with the cache; the features are made all the same.
 
@@ -72,28 +81,33 @@ def extract(
     N, on = len(sums), torch.device(device)
     identity = backbone.identity() | {"device": on.type}
     features_ND = np.empty((N, 0), np.float16)
-    missing = []
+    left: dict[int, int] = {}  # of each part: how many rows are missing
     done = 0
     for first in range(0, N, PART):
-        part_BD = _load(cache, part_name(identity, sums[first : first + PART]), min(PART, N - first))
+        rows = min(PART, N - first)
+        part_BD = _load(cache, part_name(identity, sums[first : first + PART]), rows)
         if part_BD is None:
-            missing.append(first)
+            left[first] = rows
         else:
             features_ND = _put(features_ND, first, part_BD)
-            done += len(part_BD)
+            done += rows
     progress(done, N)
-    made = _batches(backbone, read, missing, N, on)
+    spans = [(first, first + rows) for first, rows in left.items()]
+    if maker is None:
+        made = _make_here(backbone, read, spans, encoder or (lambda: backbone.encoder(on)))
+    else:
+        made = maker(backbone, read, spans)
     noted = False
-    for first in missing:
-        batches = []
-        for _ in range(first, min(first + PART, N), BATCH):
-            batches.append(next(made))
-            done += len(batches[-1])
-            progress(done, N)
-        part_BD = np.concatenate(batches)
-        features_ND = _put(features_ND, first, part_BD)
+    for begin, piece_BD in made:
+        features_ND = _put(features_ND, begin, piece_BD)
+        done += len(piece_BD)
+        progress(done, N)
+        first = begin // PART * PART
+        left[first] -= len(piece_BD)
+        if left[first]:
+            continue
         try:
-            _keep(cache, part_name(identity, sums[first : first + PART]), part_BD)
+            _keep(cache, part_name(identity, sums[first : first + PART]), features_ND[first : first + PART])
         except OSError as error:
             if not noted:
                 note(f"features are not kept in {cache} ({error.strerror or error}): the next call makes them again.")
@@ -125,10 +139,16 @@ def of_images(
 
 
 def seconds_for(
-    backbone: AnyBackbone, read: Read, sums: Sequence[bytes], cache: Path | None, *, device: torch.device | str = "cpu"
+    backbone: AnyBackbone,
+    read: Read,
+    sums: Sequence[bytes],
+    cache: Path | None,
+    *,
+    device: torch.device | str = "cpu",
+    encoder: Callable[[], Encoder] | None = None,
 ) -> float:
     """Return about how many seconds `extract` will take, from a trial with some of the images that are not kept; 0 if
-    all are. The trial takes about a second, and as long as it takes to load the network.
+    all are. The trial takes about a second, and as long as it takes to load the network by `encoder`, as `extract`.
 
     Raises:
         BadInput: as `extract`.
@@ -142,7 +162,7 @@ def seconds_for(
             left += [(first, len(part))]
     if not left:
         return 0.0
-    encode = backbone.encoder(on)
+    encode = encoder() if encoder is not None else backbone.encoder(on)
     first, length = left[0]
     began = time.perf_counter()
     images_B3SS = read(first, first + min(length, PROBED))
@@ -164,28 +184,38 @@ def part_name(identity: dict[str, Any], sums: Sequence[bytes]) -> str:
     return f"features-{FORMAT}-{digest.hexdigest()}.npy"
 
 
-def _batches(
-    backbone: AnyBackbone, read: Read, starts: Sequence[int], N: int, device: torch.device
-) -> Iterator[NDArray[np.float16]]:
-    """What is kept of the batches of the parts that begin at `starts`; the next one is read in a thread meanwhile."""
-    if not starts:
-        return
-    encode = backbone.encoder(device)
-    side = backbone.side()
-    spans = [(begin, min(begin + BATCH, N)) for first in starts for begin in range(first, min(first + PART, N), BATCH)]
+def encode_batches(
+    encode: Encoder, read: Read, side: int, spans: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """Yield the first row of each batch of the spans, and what is kept of the batch; the next is read meanwhile.
+
+    Args:
+        encode: of the backbone.
+        read: as for `extract`.
+        side: of the images, in pixels.
+        spans: first row and the one after the last; whole parts, so that batches are the same wherever they are made.
+    """
+    batches = [(begin, min(begin + BATCH, last)) for first, last in spans for begin in range(first, last, BATCH)]
     pool = ThreadPoolExecutor(1, "decoding")
     try:
-        ahead = pool.submit(read, *spans[0])
-        for span, following in zip(spans, [*spans[1:], None], strict=True):
+        ahead = pool.submit(read, *batches[0])
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
             images_B3SS = ahead.result()
             if following is not None:
                 ahead = pool.submit(read, *following)
-            wanted = (span[1] - span[0], 3, side, side)
+            wanted = (batch[1] - batch[0], 3, side, side)
             if images_B3SS.shape != wanted or images_B3SS.dtype != np.uint8:
-                raise ValueError(f"read{span} gave {images_B3SS.dtype} of {images_B3SS.shape}, not uint8 of {wanted}")
-            yield encode(images_B3SS)
+                raise ValueError(f"read{batch} gave {images_B3SS.dtype} of {images_B3SS.shape}, not uint8 of {wanted}")
+            yield batch[0], encode(images_B3SS)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _make_here(
+    backbone: AnyBackbone, read: Read, spans: Sequence[tuple[int, int]], encoder: Callable[[], Encoder]
+) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    if spans:  # else no network is loaded
+        yield from encode_batches(encoder(), read, backbone.side(), spans)
 
 
 def _put(features_ND: NDArray[np.float16], first: int, part_BD: NDArray[np.float16]) -> NDArray[np.float16]:

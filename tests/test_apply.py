@@ -13,6 +13,7 @@ from fuzzing import NASTY_TEXT, assert_one_sentence, corrupted, fuzz, sizes
 from hypothesis import strategies as st
 
 from nlt.cleaning import apply, estimate_rate, write_output
+from nlt.cleaning.page import percent
 from nlt.cleaning.sample import Sample, draw_sample, variance
 from nlt.data.labelled import read_labelled
 from nlt.settings import BadInput
@@ -88,6 +89,38 @@ def test_what_is_applied_twice_changes_nothing(out, tmp_path):
     assert apply(out) == first and tree(out) == before
     assert len(list((out / "decisions").iterdir())) == 1
     assert not list(out.parent.glob(".*"))
+
+
+def test_the_page_shows_what_decisions_came_to(out, tmp_path):
+    """By the answers on the whole random sample, and instead of what fewer of them said; the rest of it stays."""
+    before = (out / "report.html").read_text()
+    assert before.count("by people’s decisions") == 0
+    apply(out, [decisions_csv(tmp_path / "first.csv", lines(cat0="keep", cat1="owl"))])
+    early = (out / "report.html").read_text()
+    assert "People’s decisions give no rate yet" in early
+    assert "0 of 8 of the random sample are answered" in early
+    assert "The suggested label was right for 0 of 2." in early
+    names = manifest(out)["sample"]["names"]
+    told = [{"path": name, "decision": "remove" if i == 0 else "keep", "label": "", "tab": "sample"}
+            for i, name in enumerate(names)]  # fmt: skip
+    applied = apply(out, [decisions_csv(tmp_path / "second.csv", told)])
+    page = (out / "report.html").read_text()
+    rate = applied.rate
+    assert 0 < rate.low < rate.point < rate.high and f"{applied.decided} samples decided" in page
+    assert f'<div class="big">{percent(rate.point)}</div>' in page and rate.reading in page
+    assert f"<b>between {percent(rate.low)} and {percent(rate.high)}</b>" in page
+    assert manifest(out)["reviewed"]["rate"]["point"] == round(rate.point, 6)
+    assert "give no rate yet" not in page and page.count('id="reviewed"') == 1
+    begins, ends = page.index('<section class="rate" id="reviewed">'), page.index("<!-- end of reviewed -->")
+    assert page[:begins] + page[ends:] == before
+
+
+def test_a_page_without_a_place_for_decisions_stays_as_it_is(out, tmp_path):
+    page = out / "report.html"
+    page.write_text(page.read_text().replace("<!-- end of reviewed -->", ""))
+    before = page.read_text()
+    apply(out, [decisions_csv(tmp_path / "first.csv", lines(cat0="keep"))])
+    assert page.read_text() == before
 
 
 def test_several_people_are_merged_and_what_they_disagree_in_is_listed(out, tmp_path):

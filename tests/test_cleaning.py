@@ -402,11 +402,22 @@ def test_an_error_in_the_middle_leaves_the_old_one_whole_and_nothing_beside(data
     (data.source / "cat/2.png").unlink()
     with pytest.raises(BadInput, match=r"cat/2\.png cannot be read any more"):
         write_output(out, data, judged(data, SUGGESTED))
+    monkeypatch.setattr("nlt.cleaning.output.thumbnails", lambda data, rows: [b""] * len(rows))
     monkeypatch.setattr("nlt.cleaning.output.worst_grid", lambda *args: None)
     monkeypatch.setattr("nlt.cleaning.output.review_page", lambda *args: "")
     with pytest.raises(BadInput, match=r"cat/2\.png is no longer there"):  # only the clean data set meets it
         write_output(out, data, judged(data, SUGGESTED))
     assert tree(out) == before and not list(out.parent.glob(".*"))
+
+
+def test_each_image_is_decoded_once_for_the_page_and_the_grid(data, tmp_path, monkeypatch):
+    """All are among the sixty worst, two are on the page as the worst and some more as random ones."""
+    rows, thumbnail = [], Labelled.thumbnail
+    monkeypatch.setattr(
+        Labelled, "thumbnail", lambda self, row, size: (rows.append(row), thumbnail(self, row, size))[1]
+    )
+    write_output(tmp_path / "new", data, judged(data, SUGGESTED), review=2, sample=5)
+    assert sorted(rows) == list(range(len(data)))
 
 
 def test_two_cannot_write_one_output_at_a_time(data, out):

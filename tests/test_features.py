@@ -357,6 +357,43 @@ def test_time_is_told_for_what_is_not_kept(tmp_path: Path) -> None:
     assert seconds_for(SMALL, never, sums, tmp_path) == 0
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_the_network_is_loaded_once_and_where_all_is_kept_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cleaning import folder
+
+    from nlt.cleaning.judge import judge
+
+    loaded, encoder = [], Pixels.encoder
+    monkeypatch.setattr(Pixels, "encoder", lambda self, device: (loaded.append(self), encoder(self, device))[1])
+    data = folder(tmp_path / "photos", [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(6)])
+    judge(data, [SMALL], cache=tmp_path / "cache")
+    assert loaded == [SMALL]
+    judge(data, [SMALL], cache=tmp_path / "cache")
+    assert loaded == [SMALL]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_features_come_from_a_maker_in_pieces_of_any_order(tmp_path: Path) -> None:
+    """Parts of 4 in batches of 2, of which the second part is kept: the third comes first, the first in two pieces."""
+    images, asked = pictures(11, 2), []
+    run(SMALL, images[4:8], tmp_path)
+    part = features.part_name(SMALL.identity() | {"device": "cpu"}, sums_of(images)[4:8])
+    assert os.listdir(tmp_path) == [part]
+
+    def maker(backbone: Any, read: Any, spans: Any) -> Any:
+        asked.extend(spans)
+        encode = backbone.encoder(torch.device("cpu"))
+        for first, last in ((8, 11), (2, 4), (0, 2)):
+            yield first, encode(read(first, last))
+
+    made = run(SMALL, images, tmp_path, maker=maker)
+    assert asked == [(0, 4), (8, 11)]
+    np.testing.assert_array_equal(made, run(SMALL, images))
+    np.testing.assert_array_equal(run(SMALL, images, tmp_path, never), made)
+
+
 # ---- settings
 
 

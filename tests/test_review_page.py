@@ -274,7 +274,6 @@ def test_five_thousand_pictures_open_and_move_fast(browser, tmp_path, monkeypatc
             found.append(buffer.getvalue())
         return found
 
-    monkeypatch.setattr("nlt.cleaning.page.thumbnails", pictures)
     monkeypatch.setattr("nlt.cleaning.output.thumbnails", pictures)
     p = {name: float(v) for name, v in zip(names, noise.rand(5000), strict=True)}
     write_output(tmp_path / "out", big, judged(big, p=p), export="csv", review=5000)

@@ -17,6 +17,7 @@ from nlt.cleaning.decide import final_labels, numbers
 from nlt.cleaning.decisions import Decision, Found, content_name, merge, read_decisions, read_file
 from nlt.cleaning.folder import DECISIONS, built, read_manifest
 from nlt.cleaning.output import result_digest, write_result
+from nlt.cleaning.page import with_review
 from nlt.cleaning.sample import Estimate, Sample, estimate_rate
 from nlt.data.labelled import read_labelled
 from nlt.settings import BadInput
@@ -74,8 +75,11 @@ def apply(out: Path, decisions: Sequence[Path] = ()) -> Applied:
     pixels_NCHW = _read_pixels(source, table) if manifest["kind"] == "npz" else None
     reviewed = {key: value for key, value in asdict(applied).items() if key != "folder"}
     with built(out) as part:
-        for name in ("report.html", "worst.png", "detected"):
+        for name in ("worst.png", "detected"):
             _link(out / name, part / name)
+        if (page := out / "report.html").is_file():
+            text = with_review(page.read_text(encoding="utf-8"), applied)
+            (part / "report.html").write_text(text, encoding="utf-8")
         (part / DECISIONS).mkdir()
         for file in carried:
             (part / DECISIONS / file.name).write_bytes(read_file(file))

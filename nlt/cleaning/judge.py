@@ -3,8 +3,11 @@
 N samples.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache as once
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +22,7 @@ from nlt.data.decoding import Progress
 from nlt.data.labelled import Labelled
 from nlt.data.numbers import Numbers
 from nlt.detect import LabelErrors, find_label_errors, ranking_quality
-from nlt.features import Read, extract, seconds_for
+from nlt.features import Maker, Read, extract, seconds_for
 from nlt.spec import Experiment
 
 
@@ -69,6 +72,7 @@ def judge(
     *,
     cache: Path | None = None,
     device: torch.device | str = "cpu",
+    maker: Maker | None = None,
     seed: int = 0,
     progress: Progress = lambda what, done, of: None,
     note: Callable[[str], None] = lambda sentence: None,
@@ -80,6 +84,7 @@ def judge(
         backbones: one or more; the one whose leave-one-out predictions have the smallest cross-entropy is taken.
         cache: folder that keeps features.
         device: where the network runs.
+        maker: makes features on other machines, which see the images' files under the same path.
         seed: of what is drawn at random.
         progress: told what is done, how many are, of how many.
         note: told how long it will take, and what went wrong with the cache.
@@ -87,17 +92,25 @@ def judge(
     Raises:
         BadInput: a file has changed since `data` was read, or weights cannot be had.
     """
-    read = {b.name: _reader(data, b.side()) for b in backbones}
-    seconds = sum(seconds_for(b, read[b.name], data.sums, cache, device=device) for b in backbones)
-    if seconds > 3:
-        note(f"features of {len(data):,} images take about {_duration(seconds)}")
+    # On another machine the working directory is another one, and what else is known of the images is of no use.
+    seen = data if maker is None else replace(data, source=_absolute(data.source), rows=None, small_NCHW=None)
+    read = {b.name: _reader(seen, b.side()) for b in backbones}
+    encoders = {b.name: once(partial(b.encoder, torch.device(device))) for b in backbones}
+    if maker is None:
+        seconds = sum(
+            seconds_for(b, read[b.name], data.sums, cache, device=device, encoder=encoders[b.name]) for b in backbones
+        )
+        if seconds > 3:
+            note(f"features of {len(data):,} images take about {_duration(seconds)}")
     features: dict[str, NDArray[np.float16]] = {
         backbone.name: extract(
-            backbone, read[backbone.name], data.sums, cache, device=device, note=note,
+            backbone, read[backbone.name], data.sums, cache, device=device, encoder=encoders[backbone.name],
+            maker=maker, note=note,
             progress=lambda done, of, name=backbone.name: progress(f"features {name}", done, of),  # type: ignore[misc]
         )
         for backbone in backbones
     }  # fmt: skip
+    encoders.clear()  # and the networks with them
     progress("wrong labels", 0, 1)
     errors = find_label_errors(features, data.labels_N, classes=data.classes, ids=data.names, seed=seed)
     progress("wrong labels", 1, 1)
@@ -126,7 +139,11 @@ def judge_numbers(numbers: Numbers, seed: int = 0) -> Judged:
 
 
 def _reader(data: Labelled, side: int) -> Read:
-    return lambda first, last: data.read(first, last, side)
+    return partial(data.read, size=side)
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def _duration(seconds: float) -> str:

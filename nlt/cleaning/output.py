@@ -26,7 +26,7 @@ from PIL import Image
 from nlt.cleaning.decide import THRESHOLD, Action, decide
 from nlt.cleaning.export import Clean, Export, check_export, write_clean
 from nlt.cleaning.folder import DECISIONS, MANIFEST, MARK, built, check_place
-from nlt.cleaning.page import review_page, thumbnails
+from nlt.cleaning.page import review_page, shown_rows, thumbnails
 from nlt.cleaning.sample import Sample, draw_sample
 from nlt.figures import image_grid
 
@@ -109,7 +109,10 @@ def write_output(
         "sample": sample_for_json(drawn, data.names),
         "reviewed": None,
     }
-    page = review_page(data, table, errors, issues, drawn, digest, review, threshold)
+    readable = table[table.index >= 0]
+    rows = list(dict.fromkeys([*shown_rows(readable, drawn, review), *map(int, readable.index[:GRID])]))
+    pictures = {} if data.kind == "features" else dict(zip(rows, thumbnails(data, rows), strict=True))
+    page = review_page(data, table, errors, issues, drawn, digest, review, threshold, pictures)
     with built(out) as part:
         (part / "detected").mkdir()
         (part / "detected" / "labels.csv").write_bytes(table_bytes(table, with_rows=True))
@@ -117,9 +120,8 @@ def write_output(
             data.rows.to_csv(part / "detected" / "rows.csv", index=False, lineterminator="\n")
         (part / "report.html").write_text(page, encoding="utf-8")
         if data.kind != "features":
-            worst_grid(part / "worst.png", table, data)
+            worst_grid(part / "worst.png", table, pictures)
         write_result(part, table, data.source, data.rows, data.pixels_NCHW, manifest)
-    readable = table[table.index >= 0]
     return Output(out, len(readable), int((readable["decision"] != "keep").sum()), len(table) - len(readable))
 
 
@@ -188,12 +190,12 @@ def sample_for_json(sample: Sample, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def worst_grid(file: Path, table: pd.DataFrame, data: "Labelled") -> None:
+def worst_grid(file: Path, table: pd.DataFrame, pictures: Mapping[int, bytes]) -> None:
     """Write the `GRID` worst images, with given and suggested label below each, as a PNG."""
     worst = table[table.index >= 0].head(GRID)
     square_NHWC = np.full((len(worst), GRID_SIDE, GRID_SIDE, 3), 255, np.uint8)
-    for place, jpeg in enumerate(thumbnails(data, list(worst.index), GRID_SIDE)):
-        image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    for place, row in enumerate(worst.index):
+        image = Image.open(io.BytesIO(pictures[int(row)])).convert("RGB")
         image.thumbnail((GRID_SIDE, GRID_SIDE))
         scale = max(1, GRID_SIDE // max(image.size))
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

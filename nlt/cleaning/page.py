@@ -8,22 +8,24 @@ import base64
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, Template
 
 from nlt.cleaning.sample import Sample
 
 if TYPE_CHECKING:
+    from nlt.cleaning.apply import Applied
     from nlt.data.checks import Issue
     from nlt.data.labelled import Labelled
     from nlt.detect import LabelErrors, Rate
 
+REVIEWED_BEGINS, REVIEWED_ENDS = "<!-- reviewed -->", "<!-- end of reviewed -->"  # no name can hold a "<"
 THUMBNAIL = 160  # pixels on the longer side
 BARS = 40  # of the histogram: 0.5 is an edge
 MOST_CLASSES = 30  # in the heat map; of more the largest cells are listed
@@ -50,6 +52,7 @@ def review_page(
     digest: str,
     review: int,
     threshold: float,
+    pictures: Mapping[int, bytes],
 ) -> str:
     """Return the page.
 
@@ -62,13 +65,11 @@ def review_page(
         digest: of the result; state and decisions belong to it.
         review: how many of the worst are shown.
         threshold: drawn into the histogram.
+        pictures: row -> JPEG of the rows that `shown_rows` gives; none where there are no images.
     """
-    environment = Environment(
-        loader=PackageLoader("nlt.cleaning"), autoescape=True, trim_blocks=True, lstrip_blocks=True, auto_reload=False
-    )
     readable = table[table.index >= 0]
     flagged = readable["decision"] != "keep"
-    return environment.get_template("review.html").render(
+    return _template("review.html").render(
         title=Path(os.path.abspath(data.source)).name,
         rate=errors.rate,
         percent=percent,
@@ -83,13 +84,41 @@ def review_page(
             if issue.kind != "unreadable"
         ],
         most=MOST_LISTED,
+        reviewed_begins=REVIEWED_BEGINS,
+        reviewed_ends=REVIEWED_ENDS,
         matrix=heat_map(errors.T_KK, errors.classes),
         largest=largest_cells(errors.T_KK, errors.classes),
         per_class=_per_class(errors, readable, flagged),
         histogram=histogram(errors.p_wrong_N, threshold),
         threshold=threshold,
-        data=page_data(readable, errors.classes, sample, digest, review, data),
+        data=page_data(readable, errors.classes, sample, digest, review, pictures),
     )
+
+
+def with_review(page: str, applied: "Applied") -> str:
+    """Return a page with what people's decisions came to, in the place of what earlier ones did.
+
+    A page of an older nlt, which has no place for it, stays as it is.
+    """
+    before, begins, rest = page.partition(REVIEWED_BEGINS)
+    _, ends, after = rest.partition(REVIEWED_ENDS)
+    if not ends:
+        return page
+    block = _template("reviewed.html").render(done=applied, rate=applied.rate, percent=percent)
+    return f"{before}{begins}\n{block}{ends}{after}"
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("nlt.cleaning"), autoescape=True, trim_blocks=True, lstrip_blocks=True, auto_reload=False
+    )
+    return environment.get_template(name)
+
+
+def shown_rows(readable: pd.DataFrame, sample: Sample, review: int) -> list[int]:
+    """Return the rows that the page shows: the worst, then those of the random sample that are none of them."""
+    worst = [int(row) for row in readable.index[:review]]
+    return worst + sorted(set(sample.rows) - set(worst))
 
 
 def page_data(
@@ -98,15 +127,13 @@ def page_data(
     sample: Sample,
     digest: str,
     review: int,
-    data: "Labelled",
+    pictures: Mapping[int, bytes],
 ) -> dict[str, Any]:
     """Return what the page's script works on: the worst samples and the random ones, column by column."""
-    worst = list(readable.index[:review])
-    shown = worst + sorted(set(sample.rows) - set(worst))
+    shown = shown_rows(readable, sample, review)
     place = {row: i for i, row in enumerate(shown)}
     lines = readable.loc[shown]
     class_place = {name: k for k, name in enumerate(classes)}
-    jpegs = [] if data.kind == "features" else thumbnails(data, shown)
     return {
         "digest": digest,
         "id": str(readable.columns[0]),
@@ -117,8 +144,8 @@ def page_data(
         "suggested": [class_place[name] for name in lines["suggested_label"]],
         "p": [round(float(p), 4) for p in lines["p_wrong"]],
         "reasons": list(lines["reason"]),
-        "images": [base64.b64encode(jpeg).decode() for jpeg in jpegs],
-        "review": list(range(len(worst))),
+        "images": [base64.b64encode(pictures[row]).decode() for row in shown] if pictures else [],
+        "review": list(range(min(review, len(readable)))),
         "sample": [place[row] for row in sample.rows],
     }
 

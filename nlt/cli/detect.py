@@ -1,14 +1,24 @@
 """Commands on a user's own data: detect, apply."""
 
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
-from nlt.cli.options import data_root_option, device_option, friendly, main, tracking_option
+from nlt.cli.options import (
+    data_root_option,
+    device_option,
+    friendly,
+    main,
+    needs_ray,
+    ray_option,
+    tracking_option,
+)
 from nlt.events import Stopped
 from nlt.settings import BadInput, brief, one_line
 from nlt.terminal import Bars, warn
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
     from nlt.backbones import AnyBackbone
     from nlt.cleaning.judge import Judged
     from nlt.data.decoding import Progress
+    from nlt.features import Maker
     from nlt.spec import Experiment
     from nlt.tracking import Store
 
@@ -55,6 +66,7 @@ MEASURES = (
     help="Form of the clean data set; by default that of the input.",
 )  # fmt: skip
 @click.option("--review", type=click.IntRange(0, 20_000), default=1000, show_default=True, help="Samples to review.")
+@ray_option
 @device_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random sample to review.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -74,6 +86,7 @@ def detect(
     action: Any,
     export: Any,
     review: int,
+    address: str | None,
     device: str,
     seed: int,
     as_json: bool,
@@ -90,10 +103,13 @@ def detect(
     nlt detect photos/ --labels labels.csv --action relabel --export csv
     nlt detect --features embeddings.npy --labels labels.csv
     nlt detect photos/ --detector o2u
+    nlt detect /shared/photos/ --ray auto
     """
     began = time.monotonic()
     given = Given(path, labels, features, probabilities)
     source = given.source()
+    if address is not None and path is None:
+        raise BadInput("--ray makes features of images, and here are none: leave it out.")
     out = out or beside(source)
     from nlt.backbones import check_image_size, parse
     from nlt.cleaning import check_export, check_place, write_output
@@ -105,15 +121,16 @@ def detect(
     check_place(out, source)
     check_image_size(image_size)
     trained = read_detector(detector, given)
-    backbones, on = parse(backbone, weights, None if trained else image_size), find_device(device)
+    here = find_device(device) if trained else None
+    backbones = parse(backbone, _everywhere(weights, address), None if trained else image_size)
     store = open_store(tracking_uri)
     try:
-        with Bars() as progress:
+        with _machines(address, device) as machines, Bars() as progress:
             say = warn if as_json else click.echo
-            judged = _judge(given, backbones, on, data_root, seed, progress, say)
+            judged = _judge(given, backbones, machines, data_root, seed, progress, say)
             if trained:
                 judged = judged.by_training(
-                    trained, detector, side=image_size, data_root=data_root, device=on, seed=seed, progress=progress,
+                    trained, detector, side=image_size, data_root=data_root, device=here, seed=seed, progress=progress,
                     note=lambda sentence: say(f"  {sentence}"),
                 )  # fmt: skip
             form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[judged.data.kind]
@@ -205,8 +222,34 @@ def read_detector(text: str, given: Given) -> "Experiment | Literal['o2u'] | Non
     return spec
 
 
+class Machines(NamedTuple):
+    """Where features are made."""
+
+    device: "torch.device"
+    maker: "Maker | None"
+
+
+@contextmanager
+def _machines(address: str | None, device: str) -> Iterator[Machines]:
+    """Take this machine, or connect to a cluster."""
+    if address is None:
+        from nlt.hardware import find_device
+
+        yield Machines(find_device(device), None)
+        return
+    with needs_ray():
+        from nlt.sweep.extraction import features_on_ray
+    with features_on_ray(address, device) as (maker, on):
+        yield Machines(on, maker)
+
+
+def _everywhere(weights: str | None, address: str | None) -> str | None:
+    """Return the file of weights by a path that holds in another working directory, too."""
+    return weights if weights is None or address is None else os.path.abspath(os.path.expanduser(weights))
+
+
 def _judge(
-    given: Given, backbones: "Sequence[AnyBackbone]", device: "torch.device", data_root: Path, seed: int,
+    given: Given, backbones: "Sequence[AnyBackbone]", machines: Machines, data_root: Path, seed: int,
     progress: "Progress", say: Callable[[str], None],
 ) -> "Judged":  # fmt: skip
     from nlt.cleaning.judge import judge, judge_numbers
@@ -223,7 +266,8 @@ def _judge(
     lost = f"; {len(data.left_out):,} files cannot be read and are left out" if data.left_out else ""
     say(f"{given.path}: {len(data):,} images of {len(data.classes)} classes{lost}")
     return judge(
-        data, backbones, cache=data_root / "features", device=device, seed=seed, progress=progress,
+        data, backbones, cache=data_root / "features", device=machines.device, maker=machines.maker, seed=seed,
+        progress=progress,
         note=lambda sentence: say(f"  {sentence}"),
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """The command `nlt` itself, and what its commands have in common."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,22 @@ data_root_option = click.option(
 tracking_option = click.option(
     "--tracking-uri", metavar="URI", default=None, help="MLflow store; default MLFLOW_TRACKING_URI, else mlruns/ here."
 )
+ray_option = click.option(
+    "--ray", "address", metavar="ADDRESS", default=None,
+    help="Run on a Ray cluster: local, auto or ray://HOST:PORT (pip install 'nlt[ray]').",
+)  # fmt: skip
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:0, ...")
+
+
+@contextmanager
+def needs_ray() -> Iterator[None]:
+    """Say in a sentence that Ray is not installed, where what is imported inside needs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise BadInput("--ray: Ray is not installed: pip install 'nlt[ray]'.") from None
 
 
 @click.group(epilog=COMPLETION, context_settings={"help_option_names": ["-h", "--help"]})

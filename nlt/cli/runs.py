@@ -14,6 +14,8 @@ from nlt.cli.options import (
     friendly,
     jobs_option,
     main,
+    needs_ray,
+    ray_option,
     set_option,
     specs_argument,
     tracking_option,
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
     from nlt.launcher import Options
     from nlt.tracking import Store
 
-ray_option = click.option(
-    "--ray", "address", metavar="ADDRESS", default=None,
-    help="Run on a Ray cluster: local, auto or ray://HOST:PORT (pip install 'nlt[ray]').",
-)  # fmt: skip
 gpus_option = click.option(
     "--gpus-per-run",
     type=Number(0, 64),
@@ -137,12 +135,8 @@ def _run(ledger: Ledger, options: "Options", store: "Store", at_once: int | None
 
 
 def _on_ray() -> "Callable[..., None]":
-    try:
+    with needs_ray():
         from nlt.sweep.cluster import on_ray
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise BadInput("--ray: Ray is not installed: pip install 'nlt[ray]'.") from None
     return on_ray
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nlt.data.arrays import Array, in_words, is_name, read_labels
 from nlt.data.decoding import content_sum
 from nlt.data.labelled import Labelled
-from nlt.data.samples import MAX_CLASSES, reason
+from nlt.data.samples import MAX_CLASSES, check_file, reason
 from nlt.data.table import read_table
 from nlt.settings import BadInput, brief
 
@@ -91,9 +91,7 @@ def read_numbers(
 
 def _read_npy(file: Path) -> NDArray[Any]:
     try:
-        if not file.is_file():  # a pipe would keep us waiting
-            found = "is a folder" if file.is_dir() else "is no file" if file.exists() else "is not there"
-            raise BadInput(f"{file} {found}: name an .npy file")
+        check_file(file, "an .npy file")
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     except BadInput:
         raise

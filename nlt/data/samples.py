@@ -12,6 +12,7 @@ import re
 import sys
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -282,3 +283,14 @@ def reason(error: BaseException) -> str:
     """Put an exception into a few words, for a sentence in brackets."""
     words = re.sub(r"<[\w.]+ object at 0x[0-9a-f]+>", "?", " ".join(str(error).split()))
     return words.rstrip(".")[:200] or type(error).__name__
+
+
+def check_file(file: Path, what: str) -> None:
+    """Raise BadInput unless a file is there, and is one; `what` it should be: "a CSV file".
+
+    Raises:
+        OSError, ValueError: one may not look, or the name is none.
+    """
+    if not file.is_file():  # a pipe would keep us waiting
+        found = "is a folder" if file.is_dir() else "is no file" if file.exists() else "is not there"
+        raise BadInput(f"{file} {found}: name {what}")

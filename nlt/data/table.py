@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nlt.data.listing import DEBRIS, IMAGE_SUFFIXES
-from nlt.data.samples import reason
+from nlt.data.samples import check_file, reason
 from nlt.settings import BadInput, brief
 
 USUAL = ",;\t|: "  # what separates cells, the likeliest first; else any other sign in the header
@@ -101,9 +101,7 @@ def parse_table(file: Path, content: bytes, wanted: tuple[str, ...]) -> Table:
 
 def _content(file: Path) -> bytes:
     try:
-        if not file.is_file():  # a pipe would keep us waiting
-            found = "is a folder" if file.is_dir() else "is no file" if file.exists() else "is not there"
-            raise BadInput(f"{file} {found}: name a CSV file")
+        check_file(file, "a CSV file")
         return file.read_bytes()
     except (OSError, ValueError) as error:
         raise BadInput(f"{file} cannot be read ({reason(error)}): name a CSV file") from error

@@ -70,7 +70,7 @@ def on_ray(
     ours = {job.unfinished.run_id for job in jobs if job.unfinished}
     others = frozenset(run.run_id for run in unfinished_runs(store) if run.run_id not in ours)
     others |= {found.run_id for job in jobs if (found := finished_before(store, job))}
-    _connect(address)
+    connect(address)
     try:
         _check_room(address, gpus_per_run, warn)
         placed = {key: ray.put(dataset) for key, dataset in datasets.items()}
@@ -79,7 +79,15 @@ def on_ray(
         ray.shutdown()
 
 
-def _connect(address: str) -> None:
+def connect(address: str) -> None:
+    """Make this process the driver of a cluster.
+
+    Args:
+        address: as for `on_ray`.
+
+    Raises:
+        BadInput: there is no such cluster.
+    """
     try:
         host, colon, port = address.removeprefix("ray://").rpartition(":")
         if colon:  # Ray itself would try for minutes
