@@ -56,7 +56,7 @@ class SOP(Settings):
                 more_BK, less_BK = u_B[:, None] ** 2 * y_BK, v_BK**2 * (1 - y_BK)
                 logits_BK = net(batch.images_BCHW)
                 q_BK = (logits_BK.softmax(1) + more_BK - less_BK.detach()).clamp(min=SMALLEST)
-                losses_B = self.training.loss((q_BK / q_BK.sum(1, keepdim=True)).log(), batch.labels_B)
+                losses_B = self.training.loss(q_BK.log(), batch.labels_B)  # its softmax divides by the sum
                 h_BK = F.one_hot(logits_BK.argmax(1), run.K)
                 losses_B = losses_B + (h_BK + more_BK.detach() - less_BK - y_BK).square().sum(1)
                 net.step(losses_B.mean())
