@@ -46,24 +46,24 @@ class OnePixel:
 
 
 def test_one_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Label 1, T = (0.8 0.2; 0.4 0.6): p T = (0.7, 0.3), loss -ln 0.3 = 1.2039728.
+    """Label 1, T = (0.8 0.2; 0.3 0.7): p T = (0.675, 0.325), loss -ln 0.325 = 1.1239301.
 
-    Its derivative by p is -(0.2, 0.6) / 0.3, by the logits p0 p1 (-0.2 + 0.6) / 0.3 = 0.25 (1, -1). Weight decay adds
-    1e-4 * 1.0986123 to the first; with a learning rate of 0.1 the biases go to 1.0986123 - 0.0250110 and 0.025. The
-    score is 1 - 0.25 * 0.6 / 0.3 = 1/2.
+    Its derivative by p is -(0.2, 0.7) / 0.325, by the logits p0 p1 (-0.2 + 0.7) / 0.325 = 0.2884615 (1, -1). Weight
+    decay adds 1e-4 * 1.0986123 to the first; with a learning rate of 0.1 the biases go to 1.0986123 - 0.0288571 and
+    0.0288462. The score is 1 - 0.25 * 0.7 / 0.325 = 0.4615385.
     """
-    T_KK = torch.tensor([[0.8, 0.2], [0.4, 0.6]])
+    T_KK = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
     monkeypatch.setattr(forward_correction, "anchor_matrix", lambda p_NK, percentile: T_KK)
     white = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
     one = torch.tensor([1])
     run, told = make_run(Samples(white, torch.tensor([0]), one, one), K=2, model=OnePixel())
     ForwardCorrection(estimation=stage(1, lr=5.0), training=stage(1, lr=0.1)).train(run)
     record = told[1]
-    assert record.losses_N.tolist() == pytest.approx([1.2039728], abs=1e-6)
-    assert run.learners["net"].network.linear.bias.tolist() == pytest.approx([1.0736013, 0.025], abs=1e-6)
+    assert record.losses_N.tolist() == pytest.approx([1.1239301], abs=1e-6)
+    assert run.learners["net"].network.linear.bias.tolist() == pytest.approx([1.0697552, 0.0288462], abs=1e-6)
     assert record.scores_N is not None
-    assert record.scores_N.tolist() == pytest.approx([0.5], abs=1e-6)
-    assert record.metrics["method/estimated_rate"] == pytest.approx(0.5, abs=1e-6)
+    assert record.scores_N.tolist() == pytest.approx([0.4615385], abs=1e-6)
+    assert record.metrics["method/estimated_rate"] == pytest.approx(0.4615385, abs=1e-6)
 
 
 def test_stages_networks_and_what_t_is_read_from() -> None:
