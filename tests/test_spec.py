@@ -38,7 +38,9 @@ def test_the_shipped_files_are_the_ones_promised():
     quickstart = {f"quickstart/{m}" for m in ("base", "apl", "o2u", "o2u_apl")}
     paper = cells | {f"{folder}/{c}" for c in cells for folder in ("as_published", "reduced")}
     others = {
-        f"{place}" for m in ("coteaching", "elr", "dividemix") for place in (f"digits/{m}", f"cifar4/{m}_20", f"cifar4/{m}_60")
+        f"{place}"
+        for m in ("coteaching", "elr", "dividemix")
+        for place in (f"digits/{m}", f"cifar4/{m}_20", f"cifar4/{m}_60")
     }
     assert paper | quickstart | others <= found  # that every method has one on digits is held elsewhere
 
@@ -49,7 +51,9 @@ def test_cells_beside_the_papers_have_its_data_network_optimizer_and_epochs(file
     for key in ("experiment", "data", "noise", "model", "optimizer", "precision", "evaluate"):
         assert getattr(spec, key) == getattr(base, key), key
     assert spec.steps() == base.steps()
-    if spec.stages().keys() == base.stages().keys():  # with stages of its own a method has its paper's batches and rates
+    if (
+        spec.stages().keys() == base.stages().keys()
+    ):  # with stages of its own a method has its paper's batches and rates
         assert spec.stages() == base.stages()
     assert getattr(spec.method, "forget_rate", spec.noise.rate) == spec.noise.rate
 
