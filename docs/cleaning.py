@@ -92,7 +92,7 @@ def _cells(classifiers: Sequence[str], seeds: int) -> Iterator[Cell]:
 
 
 def _spec(cell: Cell, cifar4: Path) -> Experiment:
-    """The experiment: `nlt launch` of it with the method `cleaned` does what `_cnn9` does."""
+    """The experiment; `_cnn9` acts on the labels in its method's place, as `cleaned` does."""
     data: dict[str, Any] = {"name": "npz", "path": str(cifar4), "limit": LIMIT}
     if cell.data != "CIFAR-4":
         data["classes"] = cell.data.split(", ")
