@@ -109,12 +109,14 @@ def test_resumed_after_any_epoch_it_ends_as_if_nothing_had_happened(name: str, c
 
 @every_method
 def test_golden_losses(name: str) -> None:
-    """A linear network in fp32: processors differ in the seventh digit."""
+    """A linear network in fp32: processors differ in the seventh digit. And it reports scores unless it says not to."""
     file = GOLDEN / f"{name}.json"
     assert file.exists(), f"python tests/test_every_method.py {name} records it"
     golden = json.loads(file.read_text())
     _, told = state_by_step(small(name))
     assert [record.metrics["train/loss"] for record in told] == pytest.approx(golden, rel=1e-4)
+    scored = any(record.scores_N is not None for record in told)
+    assert scored == getattr(small(name), "reports_scores", True), "`nlt detect --detector` asks for reports_scores"
 
 
 @every_method
