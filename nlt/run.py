@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import Augmentation
 from nlt.backbones import AnyBackbone
 from nlt.checkpoint import State
 from nlt.data import Dataset, Samples
@@ -53,7 +53,7 @@ class Prepared:
     """The one that was drawn, where the clean labels are known."""
     model: Model
     optimizer: SGD
-    augmentation: CropFlipCutout | None
+    augmentation: Augmentation | None
     evaluate: Literal["after", "before"]
     steps: int
     """Epochs of all stages together."""

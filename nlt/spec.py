@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import Augmentation
 from nlt.data import Data
 from nlt.hardware import Compile, Precision
 from nlt.methods.cleaned import Cleaned
@@ -62,7 +62,7 @@ class Experiment(Settings):
     """The data set."""
     noise: Noise = NoNoise()
     """How the training labels are corrupted, once, before training."""
-    augmentation: CropFlipCutout | None = None
+    augmentation: Augmentation | None = None
     """What is done to training images at random; by default nothing, as in the paper's code."""
     model: Model = CNN9()
     """The network."""

@@ -15,7 +15,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # the developer's own store is not 
 import pytest
 import torch
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import Augmentation
 from nlt.data import Dataset, Samples
 from nlt.optim import SGD
 from nlt.run import EpochRecord, Prepared, Run
@@ -101,7 +101,7 @@ def make_run(
     before: bool = False,
     K: int = 4,
     model: Any = None,
-    augmentation: CropFlipCutout | None = None,
+    augmentation: Augmentation | None = None,
     **more: Any,
 ) -> tuple[Run, list[EpochRecord]]:
     """Return a run of the linear model on random samples, and the list that its epochs go to."""
