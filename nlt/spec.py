@@ -13,6 +13,7 @@ from nlt.hardware import Compile, Precision
 from nlt.methods.cleaned import Cleaned
 from nlt.methods.coteaching import CoTeaching
 from nlt.methods.elr import ELR
+from nlt.methods.loo_consistency import LeaveOneOutConsistency
 from nlt.methods.o2u import O2U
 from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
@@ -21,7 +22,9 @@ from nlt.optim import SGD
 from nlt.settings import Settings
 from nlt.train import Stage
 
-Method = Annotated[Standard | O2U | CoTeaching | ELR | Cleaned, Field(discriminator="name")]
+Method = Annotated[
+    Standard | O2U | CoTeaching | ELR | Cleaned | LeaveOneOutConsistency, Field(discriminator="name")
+]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.

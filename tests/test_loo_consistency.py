@@ -1,0 +1,159 @@
+"""Leave-one-out consistency: one batch worked by hand, and the mistakes that are easily made."""
+
+import pytest
+import torch
+from conftest import make_run
+from test_methods import clear_samples, stage
+from torch import nn
+
+from nlt.augment import CropFlipCutout
+from nlt.data import Samples
+from nlt.detect import find_label_errors
+from nlt.methods.loo_consistency import LeaveOneOutConsistency
+from nlt.train import Stage
+
+GREY = CropFlipCutout(pad=0, flip=False, cutout=12)  # nothing is left of an image of 6 x 6 pixels
+PLAIN = CropFlipCutout(pad=0, flip=False)
+STILL = 1e-30  # a learning rate
+
+
+class Hidden(nn.Module):
+    """A hidden layer, so that features depend on weights; notes how it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.linear = nn.Linear(36, 8), nn.Linear(8, 4)
+        self.calls: list[tuple[bool, bool, torch.Tensor]] = []
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        self.calls.append((self.training, torch.is_grad_enabled(), images_BCHW.detach().clone()))
+        return self.linear(self.hidden(images_BCHW.flatten(1)).tanh())
+
+
+class HiddenModel:
+    def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
+        return Hidden()
+
+
+def method(strong: CropFlipCutout, warmup: Stage, training: Stage, **more: float) -> LeaveOneOutConsistency:
+    return LeaveOneOutConsistency(strong=strong, warmup=warmup, training=training, **more)
+
+
+def images_of(run) -> torch.Tensor:
+    return torch.from_numpy(run._images_NCHW).float() / 255
+
+
+def p_of(net, images_BCHW: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return net.network.eval()(images_BCHW).softmax(1)
+
+
+@pytest.mark.parametrize("weak", [None, GREY], ids=["plain", "augmented"])
+def test_one_step_by_hand(weak):
+    """All samples are one batch and each strong view is the same grey image, so mixup changes no mean.
+
+    With P the prediction for grey and m the mean of t = (1 - p) y + p q, the loss is -sum m log P and its gradient by
+    the last bias P - m; the momentum holds 0.9 of the warm-up's. The average goes a fifth of the way.
+    """
+    run, told = make_run(clear_samples(60), model=HiddenModel(), augmentation=weak)
+    method(GREY, stage(1, lr=STILL, batch_size=200), stage(1, lr=STILL, batch_size=200)).train(run)
+    start = {k: v.clone() for k, v in run.learners["net"].network.state_dict().items()}
+    grey_BCHW = torch.full((200, 1, 6, 6), 128 / 255)
+    found = find_label_errors(run.embed(run.learners["average"]).numpy(), run.labels_N.numpy())
+    p_N1 = torch.from_numpy(found.p_wrong_N).float()[:, None]
+    q_NK = p_of(run.learners["average"], images_of(run) if weak is None else grey_BCHW)
+    y_NK = torch.eye(4)[run.labels_N]
+    m_K, P_K = ((1 - p_N1) * y_NK + p_N1 * q_NK).mean(0), p_of(run.learners["net"], grey_BCHW)[0]
+    assert 0.2 < float(p_N1.mean()) < 0.4
+    assert (m_K - y_NK.mean(0)).abs().max() > 1e-3  # else q would not show
+
+    run, told = make_run(clear_samples(60), model=HiddenModel(), augmentation=weak)
+    method(GREY, stage(1, lr=STILL, batch_size=200), stage(1, lr=0.1, batch_size=200), memory=0.8).train(run)
+    assert told[0].metrics["train/loss"] == pytest.approx(float(-(y_NK.mean(0) * P_K.log()).sum()), abs=1e-5)
+    assert told[1].metrics["train/loss"] == pytest.approx(float(-(m_K * P_K.log()).sum()), abs=1e-5)
+    b_K = start["linear.bias"]
+    after_K = b_K - 0.1 * (0.9 * (P_K - y_NK.mean(0) + 1e-4 * b_K) + P_K - m_K + 1e-4 * b_K)
+    torch.testing.assert_close(run.learners["net"].network.linear.bias.data, after_K, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        run.learners["average"].network.linear.bias.data, 0.8 * b_K + 0.2 * after_K, atol=1e-6, rtol=0
+    )
+    assert torch.equal(told[1].keep_N, torch.from_numpy(found.p_wrong_N < 0.5))
+    assert told[1].scores_N.tolist() == pytest.approx(found.scores["posterior"].tolist(), rel=1e-4)
+    assert told[1].metrics["method/estimated_rate"] == pytest.approx(found.rate.point)
+
+
+def test_the_average_judges_teaches_and_is_measured():
+    """A warm-up of two epochs takes the two apart; then the network stands still and the average goes half the way."""
+    run, told = make_run(clear_samples(60), model=HiddenModel())
+    method(GREY, stage(2, lr=0.5, batch_size=20), stage(1, lr=STILL, batch_size=200), memory=0.5).train(run)
+    assert run.nets == (run.learners["average"],)
+    average, net = run.learners["average"].network, run.learners["net"].network
+    weights = {k: 2 * v - net.state_dict()[k] for k, v in average.state_dict().items()}  # before its last step
+    assert max(float((v - net.state_dict()[k]).abs().max()) for k, v in weights.items()) > 0.01
+    average.load_state_dict(weights)
+    found = find_label_errors(run.embed(run.learners["average"]).numpy(), run.labels_N.numpy())
+    assert told[2].scores_N.tolist() == pytest.approx(found.scores["posterior"].tolist(), rel=1e-2, abs=1e-2)
+    p_N1, y_NK = torch.from_numpy(found.p_wrong_N).float()[:, None], torch.eye(4)[run.labels_N]
+    m_K = ((1 - p_N1) * y_NK + p_N1 * p_of(run.learners["average"], images_of(run))).mean(0)
+    P_K = p_of(run.learners["net"], torch.full((1, 1, 6, 6), 128 / 255))[0]
+    assert told[2].metrics["train/loss"] == pytest.approx(float(-(m_K * P_K.log()).sum()), abs=1e-4)
+
+
+def test_the_average_follows_faster_in_the_first_epochs():
+    """In epoch 1 it is the network, in epoch 2 it keeps a half, whatever the memory."""
+    run, _ = make_run(clear_samples(60), model=HiddenModel())
+    method(GREY, stage(1, lr=0.5, batch_size=20), stage(1, lr=STILL, batch_size=200), memory=0.99).train(run)
+    for a, b in zip(run.learners["net"].network.parameters(), run.learners["average"].network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    biases = []
+    for epochs in (1, 2):
+        run, _ = make_run(clear_samples(60), model=HiddenModel())
+        method(GREY, stage(epochs, lr=0.5, batch_size=200), stage(1, lr=STILL, batch_size=200), memory=0.9).train(run)
+        biases.append(run.learners["net"].network.linear.bias.data)
+    average_K = 0.9 * (biases[0] + biases[1]) / 2 + 0.1 * biases[1]
+    torch.testing.assert_close(run.learners["average"].network.linear.bias.data, average_K)
+
+
+def test_images_and_targets_are_mixed_alike_and_a_sample_keeps_the_larger_part():
+    """White is class 1, black class 0: a mixed pixel is the mixed target."""
+    colour_N = torch.arange(40) % 2
+    images = (colour_N * 255).to(torch.uint8)[:, None, None, None].expand(40, 1, 6, 6).contiguous()
+    run, told = make_run(Samples(images, torch.arange(40), colour_N, colour_N), model=HiddenModel())
+    method(PLAIN, stage(1, lr=STILL, batch_size=40), stage(1, lr=STILL, batch_size=40)).train(run)
+    calls = run.learners["net"].network.calls
+    losses_N, order = told[0].losses_N, []
+    for training, _, mixed_BCHW in calls[:1]:
+        assert training
+        v_B = mixed_BCHW[:, 0, 0, 0]
+        log_p_BK = run.learners["net"].network(mixed_BCHW).log_softmax(1).detach()
+        expected_B = -(v_B * log_p_BK[:, 1] + (1 - v_B) * log_p_BK[:, 0])
+        order = sorted(expected_B.tolist())
+        assert ((v_B > 0.01) & (v_B < 0.99)).any()
+        assert len({round(min(v, 1 - v), 5) for v in v_B.tolist()} - {0.0}) == 1  # one lambda a batch
+    assert sorted(losses_N.tolist()) == pytest.approx(order, abs=1e-5)
+    # Samples of loss on the white side are white.
+    log_p_K = run.learners["net"].network(torch.stack([torch.zeros(1, 6, 6), torch.ones(1, 6, 6)])).log_softmax(1)
+    assert log_p_K.isfinite().all()
+    v_of = {round(float(e), 4): float(v) for e, v in zip(expected_B, v_B, strict=True)}
+    assert all((v_of[round(float(loss), 4)] >= 0.5) == bool(c) for loss, c in zip(losses_N, colour_N, strict=True))
+
+
+def test_the_network_learns_in_training_mode_and_the_average_teaches_in_evaluation_mode():
+    run, _ = make_run(clear_samples(60), model=HiddenModel())
+    method(GREY, stage(1, batch_size=50), stage(2, batch_size=50)).train(run)
+    assert {(training, grad) for training, grad, _ in run.learners["net"].network.calls} == {(True, True)}
+    assert {(training, grad) for training, grad, _ in run.learners["average"].network.calls} == {(False, False)}
+
+
+def test_labels_are_judged_every_so_many_epochs_from_the_first():
+    run, told = make_run(clear_samples(60), model=HiddenModel())
+    method(GREY, stage(1), stage(5, batch_size=50), refresh=2).train(run)
+    assert [e.scores_N is not None for e in told] == [False, True, False, True, False, True]
+
+
+def test_it_finds_planted_wrong_labels_and_does_not_learn_them():
+    run, told = make_run(clear_samples(60), model=HiddenModel())
+    method(PLAIN, stage(4, lr=0.1), stage(8, lr=0.1)).train(run)
+    assert told[-2].metrics["noise/auc"] > 0.99
+    right = run.predict(run.learners["average"]).argmax(1) == torch.arange(200) % 4
+    assert right.float().mean() > 0.97
