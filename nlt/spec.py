@@ -22,9 +22,7 @@ from nlt.optim import SGD
 from nlt.settings import Settings
 from nlt.train import Stage
 
-Method = Annotated[
-    Standard | O2U | CoTeaching | ELR | Cleaned | LeaveOneOutConsistency, Field(discriminator="name")
-]
+Method = Annotated[Standard | O2U | CoTeaching | ELR | Cleaned | LeaveOneOutConsistency, Field(discriminator="name")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.

@@ -48,43 +48,54 @@ def p_of(net, images_BCHW: torch.Tensor) -> torch.Tensor:
         return net.network.eval()(images_BCHW).softmax(1)
 
 
-@pytest.mark.parametrize("weak", [None, GREY], ids=["plain", "augmented"])
-def test_one_step_by_hand(weak):
-    """All samples are one batch and each strong view is the same grey image, so mixup changes no mean.
+def test_one_step_by_hand():
+    """All samples are one batch, strong views are grey, and mixup with this alpha mixes nothing.
 
-    With P the prediction for grey and m the mean of t = (1 - p) y + p q, the loss is -sum m log P and its gradient by
-    the last bias P - m; the momentum holds 0.9 of the warm-up's. The average goes a fifth of the way.
+    With P the detector's posterior and q the average's prediction for the plain image the target t is the label y where
+    P_y > 1/2, else (P + q) / 2; the loss -sum t log(prediction), its gradient by the last bias the mean of prediction - t;
+    the momentum holds 0.9 of the warm-up's. The average goes a fifth of the way.
     """
-    run, told = make_run(clear_samples(60), model=HiddenModel(), augmentation=weak)
-    method(GREY, stage(1, lr=STILL, batch_size=200), stage(1, lr=STILL, batch_size=200)).train(run)
-    start = {k: v.clone() for k, v in run.learners["net"].network.state_dict().items()}
-    grey_BCHW = torch.full((200, 1, 6, 6), 128 / 255)
-    found = find_label_errors(run.embed(run.learners["average"]).numpy(), run.labels_N.numpy())
-    p_N1 = torch.from_numpy(found.p_wrong_N).float()[:, None]
-    q_NK = p_of(run.learners["average"], images_of(run) if weak is None else grey_BCHW)
-    y_NK = torch.eye(4)[run.labels_N]
-    m_K, P_K = ((1 - p_N1) * y_NK + p_N1 * q_NK).mean(0), p_of(run.learners["net"], grey_BCHW)[0]
-    assert 0.2 < float(p_N1.mean()) < 0.4
-    assert (m_K - y_NK.mean(0)).abs().max() > 1e-3  # else q would not show
+    run, told = make_run(clear_samples(60), model=HiddenModel())
+    whole = {"epochs": 1, "batch_size": 200}
+    method(GREY, stage(lr=STILL, **whole), stage(lr=0.1, **whole), memory=0.8, mixing=1e-4).train(run)
+    net, average = run.learners["net"].network, run.learners["average"].network
+    after_K, mean_K = net.linear.bias.data.clone(), average.linear.bias.data.clone()
+    (_, _, warm_BCHW), (_, _, seen_BCHW) = net.calls
+    weak_BCHW = average.calls[-2][2]  # the last call is the test set's, once for each epoch
 
-    run, told = make_run(clear_samples(60), model=HiddenModel(), augmentation=weak)
-    method(GREY, stage(1, lr=STILL, batch_size=200), stage(1, lr=0.1, batch_size=200), memory=0.8).train(run)
-    assert told[0].metrics["train/loss"] == pytest.approx(float(-(y_NK.mean(0) * P_K.log()).sum()), abs=1e-5)
-    assert told[1].metrics["train/loss"] == pytest.approx(float(-(m_K * P_K.log()).sum()), abs=1e-5)
-    b_K = start["linear.bias"]
-    after_K = b_K - 0.1 * (0.9 * (P_K - y_NK.mean(0) + 1e-4 * b_K) + P_K - m_K + 1e-4 * b_K)
-    torch.testing.assert_close(run.learners["net"].network.linear.bias.data, after_K, atol=1e-6, rtol=0)
-    torch.testing.assert_close(
-        run.learners["average"].network.linear.bias.data, 0.8 * b_K + 0.2 * after_K, atol=1e-6, rtol=0
-    )
-    assert torch.equal(told[1].keep_N, torch.from_numpy(found.p_wrong_N < 0.5))
-    assert told[1].scores_N.tolist() == pytest.approx(found.scores["posterior"].tolist(), rel=1e-4)
+    fresh, _ = make_run(clear_samples(60), model=HiddenModel())
+    start = fresh.learner("start")  # as `net` began, and still was when the labels were judged
+    b_K = start.network.linear.bias.data
+    found = find_label_errors(fresh.embed(start).numpy(), run.labels_N.numpy())
+    P_NK, y_NK = torch.from_numpy(found.p_true_NK), torch.eye(4)[run.labels_N]
+    P_y_N1 = P_NK[torch.arange(200), run.labels_N, None]
+    assert 0.2 < float((P_y_N1 < 0.5).float().mean()) < 0.4
+    t_NK = torch.where(P_y_N1 > 0.5, y_NK, (P_NK + p_of(start, images_of(run))) / 2)
+    row_of = {image.numpy().tobytes(): i for i, image in enumerate(images_of(run))}
+    rows_B = torch.tensor([row_of[image.numpy().tobytes()] for image in weak_BCHW])
+    is_plain_B = torch.tensor([place % 2 == 0 and P_y_N1[i] > 0.5 for place, i in enumerate(rows_B)])
+    expected_BCHW = torch.where(is_plain_B[:, None, None, None], weak_BCHW, 128 / 255)
+    torch.testing.assert_close(seen_BCHW, expected_BCHW)
+    assert [image.numpy().tobytes() in row_of for image in warm_BCHW] == [True, False] * 100
+
+    p_BK = p_of(start, seen_BCHW)
+    losses_B = -(t_NK[rows_B] * p_BK.log()).sum(1)
+    torch.testing.assert_close(told[1].losses_N[rows_B], losses_B, atol=1e-5, rtol=0)
+    warm_rows = torch.full((200,), -1)
+    warm_rows[::2] = torch.tensor([row_of[image.numpy().tobytes()] for image in warm_BCHW[::2]])
+    assert warm_rows[::2].unique().numel() == 100
+    was_K = p_of(start, warm_BCHW).mean(0) - y_NK.mean(0) + 1e-4 * b_K
+    expected_K = b_K - 0.1 * (0.9 * was_K + (p_BK - t_NK[rows_B]).mean(0) + 1e-4 * b_K)
+    torch.testing.assert_close(after_K, expected_K, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mean_K, 0.8 * b_K + 0.2 * after_K, atol=1e-6, rtol=0)
+    assert torch.equal(told[1].keep_N, P_y_N1[:, 0] > 0.5)
+    assert told[1].scores_N.tolist() == pytest.approx(found.scores["posterior"].tolist(), rel=1e-3, abs=1e-3)
     assert told[1].metrics["method/estimated_rate"] == pytest.approx(found.rate.point)
 
 
 def test_the_average_judges_teaches_and_is_measured():
     """A warm-up of two epochs takes the two apart; then the network stands still and the average goes half the way."""
-    run, told = make_run(clear_samples(60), model=HiddenModel())
+    run, told = make_run(clear_samples(60), model=HiddenModel(), augmentation=GREY)
     method(GREY, stage(2, lr=0.5, batch_size=20), stage(1, lr=STILL, batch_size=200), memory=0.5).train(run)
     assert run.nets == (run.learners["average"],)
     average, net = run.learners["average"].network, run.learners["net"].network
@@ -93,17 +104,21 @@ def test_the_average_judges_teaches_and_is_measured():
     average.load_state_dict(weights)
     found = find_label_errors(run.embed(run.learners["average"]).numpy(), run.labels_N.numpy())
     assert told[2].scores_N.tolist() == pytest.approx(found.scores["posterior"].tolist(), rel=1e-2, abs=1e-2)
-    p_N1, y_NK = torch.from_numpy(found.p_wrong_N).float()[:, None], torch.eye(4)[run.labels_N]
-    m_K = ((1 - p_N1) * y_NK + p_N1 * p_of(run.learners["average"], images_of(run))).mean(0)
-    P_K = p_of(run.learners["net"], torch.full((1, 1, 6, 6), 128 / 255))[0]
-    assert told[2].metrics["train/loss"] == pytest.approx(float(-(m_K * P_K.log()).sum()), abs=1e-4)
+    # Each image is grey, so that mixup changes no mean.
+    grey_BCHW = torch.full((1, 1, 6, 6), 128 / 255)
+    q_K, p_K = (p_of(run.learners[name], grey_BCHW)[0] for name in ("average", "net"))
+    P_NK, y_NK = torch.from_numpy(found.p_true_NK), torch.eye(4)[run.labels_N]
+    mean_K = torch.where((P_NK * y_NK).sum(1, keepdim=True) > 0.5, y_NK, (P_NK + q_K) / 2).mean(0)
+    assert told[2].metrics["train/loss"] == pytest.approx(float(-(mean_K * p_K.log()).sum()), abs=1e-4)
 
 
 def test_the_average_follows_faster_in_the_first_epochs():
     """In epoch 1 it is the network, in epoch 2 it keeps a half, whatever the memory."""
     run, _ = make_run(clear_samples(60), model=HiddenModel())
     method(GREY, stage(1, lr=0.5, batch_size=20), stage(1, lr=STILL, batch_size=200), memory=0.99).train(run)
-    for a, b in zip(run.learners["net"].network.parameters(), run.learners["average"].network.parameters(), strict=True):
+    for a, b in zip(
+        run.learners["net"].network.parameters(), run.learners["average"].network.parameters(), strict=True
+    ):
         torch.testing.assert_close(a, b)
     biases = []
     for epochs in (1, 2):

@@ -38,7 +38,9 @@ def test_the_shipped_files_are_the_ones_promised():
     quickstart = {f"quickstart/{m}" for m in ("base", "apl", "o2u", "o2u_apl")}
     paper = cells | {f"{folder}/{c}" for c in cells for folder in ("as_published", "reduced")}
     others = {
-        f"{place}" for m in ("coteaching", "elr") for place in (f"digits/{m}", f"cifar4/{m}_20", f"cifar4/{m}_60")
+        f"{place}"
+        for m in ("coteaching", "elr", "loo_consistency")
+        for place in (f"digits/{m}", f"cifar4/{m}_20", f"cifar4/{m}_60")
     }
     assert paper | quickstart | others <= found  # that every method has one on digits is held elsewhere
 
@@ -48,7 +50,9 @@ def test_cells_beside_the_papers_have_its_data_network_optimizer_and_epochs(file
     spec, base = load(file), load(REPO / "experiments" / f"base_{file.stem[-2:]}.json")
     for key in ("experiment", "data", "noise", "model", "optimizer", "precision", "evaluate"):
         assert getattr(spec, key) == getattr(base, key), key
-    assert spec.stages() == base.stages()
+    assert spec.steps() == base.steps()
+    if len(spec.stages()) == 1:
+        assert spec.stages() == base.stages()
     assert getattr(spec.method, "forget_rate", spec.noise.rate) == spec.noise.rate
 
 
