@@ -16,6 +16,7 @@ from nlt.methods.coteaching import CoTeaching
 from nlt.methods.dividemix import DivideMix
 from nlt.methods.elr import ELR
 from nlt.methods.forward_correction import ForwardCorrection
+from nlt.methods.loo_consistency import LeaveOneOutConsistency
 from nlt.methods.o2u import O2U
 from nlt.methods.sop import SOP
 from nlt.methods.ssr import SSR
@@ -27,7 +28,7 @@ from nlt.settings import Settings
 from nlt.train import Stage
 
 Method = Annotated[
-    Standard | O2U | CoTeaching | ELR | Cleaned | SOP | ForwardCorrection | SSR | DivideMix,
+    Standard | O2U | CoTeaching | ELR | Cleaned | SOP | ForwardCorrection | SSR | DivideMix | LeaveOneOutConsistency,
     Field(discriminator="name"),
 ]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]

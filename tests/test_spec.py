@@ -39,7 +39,7 @@ def test_the_shipped_files_are_the_ones_promised():
     paper = cells | {f"{folder}/{c}" for c in cells for folder in ("as_published", "reduced")}
     others = {
         f"{place}"
-        for m in ("coteaching", "elr", "dividemix")
+        for m in ("coteaching", "elr", "sop", "forward_correction", "ssr", "dividemix", "loo_consistency")
         for place in (f"digits/{m}", f"cifar4/{m}_20", f"cifar4/{m}_60")
     }
     assert paper | quickstart | others <= found  # that every method has one on digits is held elsewhere
@@ -51,9 +51,7 @@ def test_cells_beside_the_papers_have_its_data_network_optimizer_and_epochs(file
     for key in ("experiment", "data", "noise", "model", "optimizer", "precision", "evaluate"):
         assert getattr(spec, key) == getattr(base, key), key
     assert spec.steps() == base.steps()
-    if (
-        spec.stages().keys() == base.stages().keys()
-    ):  # with stages of its own a method has its paper's batches and rates
+    if spec.stages().keys() == base.stages().keys():  # with other stages a method has batches and rates of its own
         assert spec.stages() == base.stages()
     assert getattr(spec.method, "forget_rate", spec.noise.rate) == spec.noise.rate
 

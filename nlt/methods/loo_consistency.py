@@ -1,0 +1,94 @@
+"""Ours: one network and its average; leave-one-out predictions from the average's features say which labels to trust.
+
+A closed-form classifier on the network's own features predicts each label from all other samples, so that it cannot
+have memorized the label that it judges, as far as the features have not.
+
+N samples, B of them in a batch, D features, K classes.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from nlt.augment import Augmentation, StrongView, mixup
+from nlt.detect import find_label_errors
+from nlt.optim import Constant, Cosine
+from nlt.run import Run
+from nlt.settings import Settings
+from nlt.train import Batch, Epoch, Learner, Stage
+
+
+class LeaveOneOutConsistency(Settings):
+    """Two stages of one network; its exponential moving average judges, teaches, and is what is measured.
+
+    1. Warm-up: all labels are trusted.
+    2. Training. Every `refresh` epochs `nlt.detect.find_label_errors` makes P = P(true class | features, given label)
+       of the average's features of all images as they are; a label of P > 1/2 is trusted.
+
+    A sample's target is its given label y if that is trusted, else (P + q) / 2 with q the average's prediction for the
+    weak view, which is the experiment's augmentation; no gradient goes through targets. The loss is cross-entropy with
+    mixup (Zhang et al. 2018, eq. 1). Every other trusted sample is learned in its weak view, all others in the strong
+    one, so that without a trusted label both views have to agree (Sohn et al. 2020, eq. 4, without its threshold).
+
+    DivideMix (Li et al. 2020) has this division from losses, by two networks; new is that leave-one-out predictions
+    and a transition matrix divide. Scores are the log odds of 1 - P_y. The method is told no rate and sees no clean
+    label.
+    """
+
+    title: ClassVar = "Leave-one-out consistency"
+
+    name: Literal["loo_consistency"] = "loo_consistency"
+    strong: Augmentation = StrongView()
+    """The strong view."""
+    mixing: float = Field(1.0, gt=0, le=100)
+    """alpha of mixup's Beta(alpha, alpha): 1, as Zhang et al. 2018 on CIFAR-10 (section 3.2)."""
+    memory: float = Field(0.99, ge=0, lt=1)
+    """The average's memory, per step, in [0, 1); in epoch t of the warm-up at most 1 - 1 / t, to leave the first
+    weights behind."""
+    refresh: int = Field(2, ge=1)
+    """Epochs that a judgement of the labels lasts."""
+    warmup: Stage = Stage(epochs=50, batch_size=64, schedule=Constant(lr=0.03))
+    """Stage 1: half of all epochs, as mixup and strong views put memorizing off. The loss of both is cross-entropy."""
+    training: Stage = Stage(epochs=50, batch_size=64, schedule=Cosine(lr=0.03))
+    """Stage 2."""
+
+    def train(self, run: Run) -> None:
+        """Train one network, its average following."""
+        net, average = run.learner("net"), run.learner("average")
+        y_NK, views = F.one_hot(run.labels_N, run.K).float(), (run.augmentation, self.strong)
+        keep_N, P_NK = run.buffer("keep_N", run.labels_N >= 0), run.buffer("P_NK", y_NK)
+        for epoch in run.epochs("warmup", self.warmup, average):
+            for batch in epoch.batches(views=views):
+                self._learn(run, epoch, net, batch, y_NK[batch.rows_B], keep_N[batch.rows_B])
+                average.follow(net, min(self.memory, 1 - 1 / epoch.t))
+
+        for epoch in run.epochs("training", self.training, average):
+            if (epoch.t - 1) % self.refresh == 0:
+                z_ND, labels_N = run.embed(average).cpu().numpy(), run.labels_N.cpu().numpy()
+                found = find_label_errors(z_ND, labels_N, classes=run.classes)
+                P_NK.copy_(torch.from_numpy(found.p_true_NK))
+                keep_N.copy_((P_NK * y_NK).sum(1) > 0.5)
+                scores_N = torch.from_numpy(found.scores["posterior"])
+                epoch.report(scores_N=scores_N, keep_N=keep_N, estimated_rate=found.rate.point)
+            average.network.eval()
+            for batch in epoch.batches(views=views):
+                with torch.no_grad():
+                    q_BK = average(batch.images_BCHW).softmax(1)
+                trusted_B = keep_N[batch.rows_B]
+                rest_BK = (P_NK[batch.rows_B] + q_BK) / 2
+                targets_BK = torch.where(trusted_B[:, None], y_NK[batch.rows_B], rest_BK)
+                self._learn(run, epoch, net, batch, targets_BK, trusted_B)
+                average.follow(net, self.memory)
+
+    def _learn(self, run: Run, epoch: Epoch, net: Learner, batch: Batch, targets_BK: Tensor, trusted_B: Tensor) -> None:
+        """Take one step; a mixed image counts as that of its larger part."""
+        weak_B = trusted_B & (torch.arange(len(trusted_B), device=trusted_B.device) % 2 == 0)
+        images_BCHW = torch.where(weak_B[:, None, None, None], *batch.views)
+        mixed_BCHW, mixed_BK = mixup(images_BCHW, targets_BK, self.mixing, run.generator, larger_first=True)
+        logits_BK = net(mixed_BCHW)
+        losses_B = -(mixed_BK * logits_BK.log_softmax(1)).sum(1)
+        net.step(losses_B.mean())
+        epoch.saw(batch, logits_BK, losses_B)
