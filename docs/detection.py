@@ -38,7 +38,7 @@ from nlt.cleaning.sample import draw_sample, estimate_rate
 from nlt.data.digits import Digits
 from nlt.detect import LabelErrors, find_label_errors, ranking_quality
 from nlt.features import Lite0, Pixels, of_images
-from nlt.noise import Asymmetric, NoNoise, PairFlip, Symmetric, corrupt
+from nlt.noise import Asymmetric, InstanceDependent, NoNoise, PairFlip, Symmetric, corrupt, instance_dependent
 from nlt.provenance import git_commit
 
 HERE = Path(__file__).parent
@@ -157,22 +157,29 @@ def _load(name: str, arguments: argparse.Namespace) -> Data:
     return Data(images_NCHW, number_of[clean_N[rows]], classes, Lite0(), human)
 
 
-def _noise(name: str, noise: str, seed: int) -> NoNoise | Symmetric | PairFlip | Asymmetric:
+def _noise(name: str, noise: str, seed: int) -> NoNoise | Symmetric | PairFlip | Asymmetric | InstanceDependent:
     if noise == "clean":
         return NoNoise()
     kind, percent, _ = noise.rsplit(" ", 2)
     rate = int(percent) / 100
     if kind == "asymmetric":
         return Asymmetric(rate=rate, flips=FLIPS[name], seed=seed)
+    if kind == "instance-dependent":
+        return InstanceDependent(rate=rate, seed=seed)
     return Symmetric(rate=rate, seed=seed) if kind == "symmetric" else PairFlip(rate=rate, seed=seed)
 
 
 def _labels(name: str, data: Data, noise: str, seed: int) -> NDArray[np.int64]:
     if noise in HUMAN:
         return data.human[noise]
-    T_KK = _noise(name, noise, seed).matrix(data.classes)
-    given_N: NDArray[np.int64] = corrupt(torch.from_numpy(data.clean_N), T_KK, seed).numpy()
-    return given_N
+    drawn, clean_N = _noise(name, noise, seed), torch.from_numpy(data.clean_N)
+    if isinstance(drawn, InstanceDependent):
+        images_NCHW = torch.from_numpy(data.images_NCHW)
+        given_N = instance_dependent(images_NCHW, clean_N, len(data.classes), drawn.rate, seed)
+    else:
+        given_N = corrupt(clean_N, drawn.matrix(data.classes), seed)
+    labels_N: NDArray[np.int64] = given_N.numpy()
+    return labels_N
 
 
 Features = Callable[[], NDArray[np.float16]]

@@ -2,14 +2,15 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from nlt.data import Dataset, Samples, hold_out
+from nlt.data import Dataset, hold_out
 from nlt.hardware import find_compile, find_device, find_precision
-from nlt.noise import corrupt, empirical_matrix
+from nlt.noise import empirical_matrix, with_noise_file
 from nlt.provenance import git_commit
 from nlt.run import Prepared
 from nlt.settings import BadInput
@@ -27,11 +28,13 @@ def prepare(
     if not 0 <= seed < 2**63:
         raise BadInput(f"--seed {seed}: a seed is a whole number from 0 to 2^63 - 1.")
     on = find_device(device)
-    dataset = dataset or spec.data.load(Path(os.path.expanduser(data_root)))
+    if dataset is None:
+        dataset = spec.load_data(Path(os.path.expanduser(data_root)))
+    dataset = with_noise_file(dataset, spec.noise)
     if dataset.test is None:
         raise BadInput(f"data: {dataset.name} has no test images, which a run is measured on: {dataset.test_mend}.")
     K = len(dataset.classes)
-    T_KK = spec.noise.matrix(dataset.classes)
+    T_KK = spec.noise.asked(dataset)
     train = dataset.train
     if spec.noise.name != "none":
         if train.wrong_N is not None and bool(train.wrong_N.any()):
@@ -40,13 +43,9 @@ def prepare(
                 'use {"name": "none"} with it.'
             )
         # The labels that are corrupted are taken for true ones.
-        train = Samples(
-            images_NCHW=train.images_NCHW,
-            ids_N=train.ids_N,
-            labels_N=corrupt(train.labels_N, T_KK, spec.noise.seed, spec.noise.draw),
-            clean_N=train.labels_N,
-            files=train.files,
-        )
+        train = replace(train, labels_N=spec.noise.draw_labels(dataset), clean_N=train.labels_N)
+        if bool((train.labels_N < 0).any()):
+            train = train.take((train.labels_N >= 0).nonzero().squeeze(1))
     train, val = hold_out(train, spec.data.val_fraction, spec.data.seed)
     empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
     fewest_of = getattr(spec.method, "fewest_samples", lambda N: N)  # a method that trains on fewer says so

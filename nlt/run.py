@@ -47,8 +47,8 @@ class Prepared:
     """What is held out of the training samples, corrupted labels and all."""
     test: Samples
     """What accuracy is measured on."""
-    T_KK: Tensor
-    """The noise transition matrix that was asked for."""
+    T_KK: Tensor | None
+    """The noise transition matrix that was asked for; None where labels depend on more than the class."""
     empirical_T_KK: Tensor | None
     """The one that was drawn, where the clean labels are known."""
     model: Model

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from nlt.augment import CropFlipCutout
-from nlt.data import Data
+from nlt.data import Data, Dataset
 from nlt.hardware import Compile, Precision
 from nlt.methods.cleaned import Cleaned
 from nlt.methods.coteaching import CoTeaching
@@ -16,7 +17,7 @@ from nlt.methods.elr import ELR
 from nlt.methods.o2u import O2U
 from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
-from nlt.noise import Noise, NoNoise
+from nlt.noise import Noise, NoNoise, with_noise_file
 from nlt.optim import SGD
 from nlt.settings import Settings
 from nlt.train import Stage
@@ -97,6 +98,18 @@ class Experiment(Settings):
         for stage in self.stages().values():
             steps[stage.batch_size] = steps.get(stage.batch_size, 0) + stage.epochs * math.ceil(N / stage.batch_size)
         return steps
+
+    def load_data(self, root: Path) -> Dataset:
+        """Load the data set, and with it the file that the noise is read from, if there is one.
+
+        Raises:
+            BadInput: one of the two cannot be read.
+        """
+        return with_noise_file(self.data.load(root), self.noise)
+
+    def data_key(self) -> str:
+        """Return what `load_data` depends on: experiments of the same key load the same."""
+        return f"{self.data.model_dump_json()} {getattr(self.noise, 'path', None)}"
 
     def outside_weights(self) -> str:
         """Return where weights of outside origin come from that the model or the method rests on, "" if none do."""

@@ -273,7 +273,10 @@ def assert_can_start(spec: Experiment, data_root: Path) -> None:
     assert len(prepared.train) and len(prepared.dataset.test)
     assert prepared.val is None or len(prepared.val)
     assert prepared.steps >= 1
-    assert torch.allclose(prepared.T_KK.sum(1), torch.ones(len(prepared.T_KK), dtype=torch.float64))
+    if prepared.T_KK is not None:
+        assert torch.allclose(prepared.T_KK.sum(1), torch.ones(len(prepared.T_KK), dtype=torch.float64))
+    if prepared.train.clean_N is not None:
+        assert int(prepared.train.labels_N.min()) >= 0
     for name, value in params(spec, prepared).items():
         assert len(value) <= 6000, f"MLflow takes no parameter of this length: {name}"
     json.dumps([spec.resolved(), prepared.dataset.classes], allow_nan=False).encode()

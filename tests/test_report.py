@@ -281,6 +281,10 @@ def test_a_bar_in_a_name_does_not_end_its_column(store):
 def test_noises_as_people_read_them():
     assert noise_title("pair_flip 0.45") == "pair flip noise, 45 %"
     assert noise_title("matrix") == "matrix noise"
+    assert noise_title("matrix 2024") == "matrix noise (2024)"
+    assert noise_title("human worse_label") == "human noise (worse_label)"
+    assert noise_title("instance_dependent 0.4, imbalance 10") == "instance dependent noise, 40 %, imbalance 10"
+    assert noise_title("none, imbalance 2.5") == "no noise added, imbalance 2.5"
     assert noise_title("none") == "no noise added"
 
 

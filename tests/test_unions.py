@@ -7,6 +7,7 @@ from typing import Any, get_args
 import pytest
 import test_losses
 import test_noise
+import test_noise_of_samples
 import test_optim
 from conftest import REPO
 
@@ -48,7 +49,7 @@ def test_it_says_what_it_is_and_so_does_each_of_its_fields(what: str, kind: Any)
 
 OF_EVERY_RUN = {
     "data", "train_images", "noise", "model", "method", "loss", "epochs", "batch_size", "lr", "weight_decay", "seed",
-    "precision",
+    "precision", "imbalance",
 }  # fmt: skip
 
 
@@ -90,8 +91,14 @@ def test_every_loss_has_a_value_by_hand_and_is_among_those_tested_at_the_extreme
     assert {type(loss) for loss in test_losses.VARIANTS} == set(members(Loss))
 
 
-def test_every_noise_has_a_matrix_by_hand() -> None:
-    assert {type(noise) for noise, _ in test_noise.CASES} == set(members(Noise))
+def test_every_noise_has_a_matrix_by_hand_or_none_and_labels_by_hand() -> None:
+    assert {type(noise) for noise, _ in test_noise.CASES} == {
+        kind for kind in members(Noise) if hasattr(kind, "matrix")
+    }
+    tests = " ".join(name for name in vars(test_noise_of_samples) if name.startswith("test_"))
+    assert [
+        name_of(kind) for kind in members(Noise) if not hasattr(kind, "matrix") and name_of(kind) not in tests
+    ] == []
 
 
 def test_every_schedule_has_a_rate_by_hand() -> None:

@@ -23,7 +23,8 @@ class Cifar10(DataSettings):
 
     def load(self, root: Path) -> Dataset:
         """Read it from `root`/cifar-10-batches-py, downloading it first if it is not there; BadInput if it cannot."""
-        return finish(self, *_read_cifar("CIFAR10", root))
+        names, train, test = _read_cifar("CIFAR10", root)
+        return finish(self, names, train, test, all_images=len(train))
 
 
 class Cifar100(DataSettings):
@@ -33,7 +34,8 @@ class Cifar100(DataSettings):
 
     def load(self, root: Path) -> Dataset:
         """Read it from `root`/cifar-100-python, downloading it first if it is not there; BadInput if it cannot."""
-        return finish(self, *_read_cifar("CIFAR100", root))
+        names, train, test = _read_cifar("CIFAR100", root)
+        return finish(self, names, train, test, all_images=len(train))
 
 
 class Cifar4(DataSettings):
@@ -47,8 +49,8 @@ class Cifar4(DataSettings):
     def load(self, root: Path) -> Dataset:
         """As Cifar10's: 20,000 training and 4,000 test images."""
         names, train, test = _read_cifar("CIFAR10", root)
-        train, test = (pick(split, names, CIFAR4_CLASSES) for split in (train, test))
-        return finish(self, CIFAR4_CLASSES, train, test)
+        own_train, own_test = (pick(split, names, CIFAR4_CLASSES) for split in (train, test))
+        return finish(self, CIFAR4_CLASSES, own_train, own_test, all_classes=names, all_images=len(train))
 
 
 def _read_cifar(kind: Literal["CIFAR10", "CIFAR100"], root: Path) -> tuple[tuple[str, ...], Samples, Samples]:

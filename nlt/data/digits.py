@@ -30,4 +30,4 @@ class Digits(DataSettings):
         every = Samples(images_NCHW, torch.arange(len(labels_N)), labels_N, labels_N)
         rows = torch.from_numpy(np.random.RandomState(DIGITS_SEED).permutation(len(every)))
         train, test = (every.take(part.sort().values) for part in (rows[:DIGITS_TRAIN], rows[DIGITS_TRAIN:]))
-        return finish(self, tuple("0123456789"), train, test)
+        return finish(self, tuple("0123456789"), train, test, all_images=len(every))

@@ -24,7 +24,7 @@ class ImageFolder(DataSettings):
     read from a cache under the data root, as long as every file holds the same bytes.
     """
 
-    added_later = frozenset({"on_bad_image", "depth", "recursive", "test_fraction"})
+    added_later = DataSettings.added_later | {"on_bad_image", "depth", "recursive", "test_fraction"}
 
     name: Literal["image_folder"] = "image_folder"
     path: PathText
@@ -60,7 +60,7 @@ class ImageFolder(DataSettings):
         names = listed.classes
         train, test = samples_of(folder, names, images_MCHW, bad, train_files, test_files)
         left_out = tuple((files[row].path, why) for row, why in sorted(bad.items()))
-        return finish(self, names, train, test, left_out, listed.test_mend)
+        return finish(self, names, train, test, left_out, listed.test_mend, all_images=len(train_files))
 
 
 def samples_of(

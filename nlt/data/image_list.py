@@ -100,4 +100,4 @@ class ImageList(DataSettings):
         )
         mend = f"{how}, or set data.test_fraction, e.g. 0.2"
         left_out = tuple((files[row].path, why) for row, why in sorted(bad.items()))
-        return finish(self, names, train, test, left_out, mend)
+        return finish(self, names, train, test, left_out, mend, all_images=len(train_files))

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nlt.data.arrays import Array, classes_of, decoded, in_words, is_name, places, read_labels, take_images
 from nlt.data.samples import Dataset, DataSettings, PathText, Samples, TestFraction, finish, note, reason
@@ -23,11 +24,12 @@ class Npz(DataSettings):
     """A user's own images and labels in one numpy archive.
 
     Arrays: train_images (N, H, W, C) or (N, H, W) uint8 with C 1 or 3, train_labels (N,) integers in [0, K),
-    test_images, test_labels, class_names (K,) strings and, if known, train_clean_labels (N,). What is of another form
-    but can only mean one thing is taken for it, which a note on stderr says.
+    test_images, test_labels, class_names (K,) strings and, if known, train_clean_labels (N,) and train_ids (N,): a
+    whole number for each image, its place in the complete data set that it is taken from; 0 to N - 1 without them. What
+    is of another form but can only mean one thing is taken for it, which a note on stderr says.
     """
 
-    added_later = frozenset({"test_fraction"})
+    added_later = DataSettings.added_later | {"test_fraction"}
 
     name: Literal["npz"] = "npz"
     path: PathText
@@ -47,7 +49,8 @@ class Npz(DataSettings):
         if found.test is not None and self.test_fraction:
             raise BadInput(f"data.test_fraction: {file} holds test_images already: remove one of the two")
         mend = f"add arrays test_images and test_labels to {file}, or set data.test_fraction, e.g. 0.2"
-        return finish(self, found.classes, found.train, found.test, (), mend)
+        N = None if found.own_ids else len(found.train)
+        return finish(self, found.classes, found.train, found.test, (), mend, all_images=N)
 
 
 class Archive(NamedTuple):
@@ -58,6 +61,8 @@ class Archive(NamedTuple):
     test: Samples | None
     notes: list[str]
     """What was taken for what."""
+    own_ids: bool
+    """Whether the training samples are called by ids of the file."""
 
 
 def read_archive(file: Path) -> Archive:
@@ -76,16 +81,30 @@ def read_archive(file: Path) -> Archive:
     named = "class_names" in arrays
     classes = _names(arrays["class_names"]) if named else classes_of(*known)
     placed = {name: places(given, classes, None if named else known[0]) for name, given in labels.items()}
+    own_ids = _ids(arrays["train_ids"], len(images[0])) if "train_ids" in arrays else None
     train, *test = (
         Samples(
             images_NCHW,
-            torch.arange(len(images_NCHW)),
+            own_ids if own_ids is not None and split == "train" else torch.arange(len(images_NCHW)),
             placed[f"{split}_labels"],
             placed.get(f"{split}_clean_labels"),
         )
         for split, images_NCHW in zip(splits, images, strict=True)
     )
-    return Archive(classes, train, test[0] if test else None, notes)
+    return Archive(classes, train, test[0] if test else None, notes, own_ids is not None)
+
+
+def _ids(ids: Array, N: int) -> Tensor:
+    """(N,) int64; BadInput if these are no N different whole numbers from 0."""
+    values = ids.values
+    if values.shape != (N,) or values.dtype.kind not in "iu":
+        raise ids.wrong(f"({N},) integers, one for each training image")
+    if values.min() < 0 or values.max() >= 2**63:
+        raise ids.refuse(f"holds {values.min() if values.min() < 0 else values.max()}: ids are whole numbers from 0")
+    found, counts = np.unique(values, return_counts=True)
+    if counts.max() > 1:
+        raise ids.refuse(f"holds {found[counts.argmax()]} more than once: give each image its own")
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def _names(names: Array) -> tuple[str, ...]:
@@ -120,7 +139,7 @@ def _read_npz(file: Path) -> dict[str, NDArray[Any]]:
     at = "its list of arrays"
     try:
         with np.load(file, allow_pickle=False) as archive:
-            for at in (*required, *optional, "class_names", "train_clean_labels"):
+            for at in (*required, *optional, "class_names", "train_clean_labels", "train_ids"):
                 if at in archive.files:
                     # a member that is no array comes back as bytes; the checks then name what was found
                     arrays[at] = np.asarray(archive[at])

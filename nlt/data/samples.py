@@ -23,7 +23,7 @@ from torch import Tensor
 from nlt.settings import BadInput, Seed, Settings, brief, one_line
 
 MAX_CLASSES = 10_000  # a transition matrix of 800 MB
-LIMIT_STREAM, HOLD_OUT_STREAM, TEST_STREAM = 1, 2, 3  # one seed, three unrelated permutations
+LIMIT_STREAM, HOLD_OUT_STREAM, TEST_STREAM, TAIL_STREAM = 1, 2, 3, 4  # one seed, unrelated permutations
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class Dataset:
     """Of image files only: (path, reason) of each image that could not be decoded, before `classes` and `limit`."""
     test_mend: str = ""
     """Without a test split: how to get one, the end of a sentence."""
+    all_classes: tuple[str, ...] = ()
+    """Of the complete data set, by their official numbers, before `classes`; () if there are no others."""
+    all_images: int | None = None
+    """Training images of the complete data set, whose ids are 0 to all_images - 1; None where nobody knows."""
+    noise_file: bytes | None = None
+    """The file that the noise is read from, where it is read from one; the digest covers it then."""
 
 
 def hold_out(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples | None]:
@@ -138,14 +144,19 @@ TestFraction = Annotated[float, Field(ge=0, lt=1)]
 class DataSettings(Settings):
     """What every data set can be asked for."""
 
+    added_later = frozenset({"imbalance"})
+
     classes: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """Only these classes, relabelled 0, 1, ... in the order given; null keeps all."""
     limit: int | None = Field(None, ge=2)
     """Training images to keep, the same number of each class; null keeps all. The test set is never cut."""
+    imbalance: float = Field(1.0, ge=1)
+    """Long-tailed training images: how many times as many of the first class as of the last are kept, exponentially
+    fewer from class to class (Cui et al. 2019, section 5.1); after `limit`. The test set is never cut."""
     val_fraction: float = Field(0.0, ge=0, lt=1)
     """Share of the training images held out for validation, after label noise is drawn."""
     seed: Seed = 0
-    """Seed of the choice under `limit` and of what is held out for validation or test."""
+    """Seed of the choice under `limit` and `imbalance` and of what is held out for validation or test."""
 
     @field_validator("classes")
     @classmethod
@@ -162,8 +173,12 @@ def finish(
     test: Samples | None,
     left_out: tuple[tuple[str, str], ...] = (),
     test_mend: str = "",
+    *,
+    all_classes: tuple[str, ...] = (),
+    all_images: int | None = None,
 ) -> Dataset:
-    """Apply `test_fraction`, `classes` and `limit` to complete splits over the classes `names`."""
+    """Apply `test_fraction`, `classes`, `limit` and `imbalance` to complete splits over the classes `names`."""
+    all_classes = all_classes or names
     if test is None and settings.test_fraction:
         train, test = split_test(names, train, settings.test_fraction, settings.seed, settings.classes)
     if len(names) > MAX_CLASSES:
@@ -180,9 +195,10 @@ def finish(
                 raise BadInput(f"data.classes: no {split} image is of {', '.join(names)}: name other classes")
     if settings.limit is not None:
         train = _limited(train, names, settings.limit, settings.seed)
-    return Dataset(
-        settings.name, names, train, test, _digest(names, train, test), left_out, test_mend if test is None else ""
-    )
+    if settings.imbalance > 1:
+        train = long_tailed(train, names, settings.imbalance, settings.seed)
+    digest, mend = _digest(names, train, test), test_mend if test is None else ""
+    return Dataset(settings.name, names, train, test, digest, left_out, mend, all_classes, all_images)
 
 
 def pick(samples: Samples, names: tuple[str, ...], wanted: tuple[str, ...]) -> Samples:
@@ -214,6 +230,26 @@ def _limited(samples: Samples, names: tuple[str, ...], limit: int, seed: int) ->
     order = _permutation(len(samples), seed, LIMIT_STREAM)
     rows = np.concatenate([order[labels_N[order] == k][: need_K[k]] for k in range(K)])
     return samples.take(torch.from_numpy(np.sort(rows)))
+
+
+def long_tailed(samples: Samples, names: tuple[str, ...], imbalance: float, seed: int) -> Samples:
+    """Of given label k of K keep n_max * imbalance^(-k / (K - 1)) random samples, rounded (halves up), or all it has.
+
+    n_max is the size of the largest class (Cui et al. 2019, section 5.1); rows stay in order.
+
+    Raises:
+        BadInput: that leaves no sample of a class.
+    """
+    K, labels_N = len(names), samples.labels_N.numpy()
+    n_max = int(np.bincount(labels_N, minlength=K).max())
+    order = _permutation(len(samples), seed, TAIL_STREAM)
+    kept = []
+    for k, name in enumerate(names):
+        rows = order[labels_N[order] == k][: int(n_max * imbalance ** (-k / (K - 1)) + 0.5)]
+        if not len(rows):
+            raise BadInput(f"data.imbalance {imbalance:g} leaves no training image of {brief(name)}: set a smaller one")
+        kept.append(rows)
+    return samples.take(torch.from_numpy(np.sort(np.concatenate(kept))))
 
 
 def _permutation(n: int, seed: int, stream: int) -> NDArray[np.int64]:

@@ -54,7 +54,12 @@ def read_table(file: Path, wanted: tuple[str, ...]) -> Table:
     Raises:
         BadInput: the file cannot be read, has no rows, or a row has more cells than the header.
     """
-    text = _text(file)
+    return parse_table(file, _content(file), wanted)
+
+
+def parse_table(file: Path, content: bytes, wanted: tuple[str, ...]) -> Table:
+    """Read a CSV as `read_table` does, of which the content is there; `file` stands in error messages."""
+    text = _text(file, content)
     first, _, rest = text.partition("\n")
     if len(first.rstrip("\r")) == 5 and first.startswith("sep="):
         signs, text, skipped = [first[4]], rest, 1
@@ -94,14 +99,17 @@ def read_table(file: Path, wanted: tuple[str, ...]) -> Table:
     return Table(file, columns, rows[1:], lines[1:])
 
 
-def _text(file: Path) -> str:
+def _content(file: Path) -> bytes:
     try:
         if not file.is_file():  # a pipe would keep us waiting
             found = "is a folder" if file.is_dir() else "is no file" if file.exists() else "is not there"
             raise BadInput(f"{file} {found}: name a CSV file")
-        raw = file.read_bytes()
+        return file.read_bytes()
     except (OSError, ValueError) as error:
         raise BadInput(f"{file} cannot be read ({reason(error)}): name a CSV file") from error
+
+
+def _text(file: Path, raw: bytes) -> str:
     encoding = next((name for mark, name in MARKS.items() if raw.startswith(mark)), "utf-8")
     try:
         text = raw.decode(encoding).removeprefix("\ufeff")

@@ -41,6 +41,8 @@ METRICS = (
 )
 
 
+IMBALANCE = ", imbalance "  # behind the noise of long-tailed data
+OF_A_FILE = ("matrix", "human")  # noises that are told by a file's or key's name, not by a rate
 MOST_TOLD = 3
 """Params in a label; cells that differ in more are told by the names of their runs."""
 
@@ -195,10 +197,18 @@ def compare(
 
 def noise_title(noise: str) -> str:
     """Return a noise as people read it: "pair flip noise, 45 %" for the tag "pair_flip 0.45"."""
-    kind, _, rate = noise.partition(" ")
-    if kind == "none":
-        return "no noise added"
-    return f"{kind.replace('_', ' ')} noise" + (f", {100 * float(rate):.3g} %" if rate else "")
+    noise, _, tail = noise.partition(IMBALANCE)
+    kind, _, which = noise.partition(" ")
+    title = "no noise added" if kind == "none" else f"{kind.replace('_', ' ')} noise"
+    if which:
+        title += f" ({which})" if kind in OF_A_FILE else f", {100 * float(which):.3g} %"
+    return title + (f", imbalance {tail}" if tail else "")
+
+
+def noise_of(run: MlflowRun) -> str:
+    """Return the tag of a run's noise and, where its data are long-tailed, how much so: what rows are told apart by."""
+    tail = run.data.params.get("imbalance")
+    return run.data.tags["nlt.noise"] + (f"{IMBALANCE}{tail}" if tail else "")
 
 
 def sweeps_of(run: MlflowRun) -> list[str]:
@@ -221,7 +231,7 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
         by_spec[run.data.tags["nlt.spec_sha256"]].setdefault(int(run.data.tags["nlt.seed"]), run)
     groups = [dict(sorted(seeds.items())) for seeds in by_spec.values()]
     firsts = [next(iter(group.values())) for group in groups]
-    noises = [run.data.tags["nlt.noise"] for run in firsts]
+    noises = [noise_of(run) for run in firsts]
     names = [str(run.info.run_name) for run in firsts]
     plain = _labels(firsts, noises)
     taken = Counter(zip(plain, noises, strict=True))

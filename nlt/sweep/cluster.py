@@ -64,7 +64,8 @@ def on_ray(
     # Beginnings are left in a folder: on nodes that do not share it with this machine nobody would tidy them up.
     options = replace(options, leave=frozenset())
     root = Path(os.path.expanduser(options.data_root or "data"))
-    datasets = {key: data.load(root) for key, data in {_key(job): job.spec.data for job in jobs}.items()}
+    specs = {job.spec.data_key(): job.spec for job in jobs}
+    datasets = {key: spec.load_data(root) for key, spec in specs.items()}
     # Runs that are no part of this launch, though they look like it.
     ours = {job.unfinished.run_id for job in jobs if job.unfinished}
     others = frozenset(run.run_id for run in unfinished_runs(store) if run.run_id not in ours)
@@ -92,10 +93,6 @@ def _connect(address: str) -> None:
         ) from None
 
 
-def _key(job: Job) -> str:
-    return job.spec.data.model_dump_json()
-
-
 def _check_room(address: str, gpus_per_run: float, warn: Callable[[str], None]) -> None:
     gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
     if gpus and not gpus_per_run:
@@ -121,7 +118,9 @@ def _run_all(
     task = ray.remote(num_cpus=1, num_gpus=gpus_per_run, max_retries=RETRIES, max_calls=1)(_run)
     environment = {key: value for key, value in os.environ.items() if key.startswith("MLFLOW_")}  # the password too
     pending = {
-        task.remote(index, job, options, placed[_key(job)], mailbox, others, environment, version("nlt")): index
+        task.remote(
+            index, job, options, placed[job.spec.data_key()], mailbox, others, environment, version("nlt")
+        ): index
         for index, job in enumerate(jobs)
     }
     run_ids: dict[int, str] = {}

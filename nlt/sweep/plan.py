@@ -135,18 +135,19 @@ def _trained_on_other_data(
 ) -> list[Key]:
     """Return which finished runs are not of the data that their spec names now; say so, a line for each data set.
 
-    Only data of a `path` can be others under the same name: digits come with scikit-learn, and of CIFAR's files
-    torchvision checks the MD5 sums. What cannot be loaded now cannot be compared: its runs stay finished.
+    Only data and noise of a `path` can be others under the same name: digits come with scikit-learn, and of CIFAR's
+    files torchvision checks the MD5 sums. What cannot be loaded now cannot be compared: its runs stay finished.
     """
     by_data = defaultdict[str, list[Key]](list)
     for key, spec in wanted.items():
-        if key in finished and hasattr(spec.data, "path") and data_digest(finished[key]) is not None:
-            by_data[spec.data.model_dump_json()].append(key)
+        files = [path for part in (spec.data, spec.noise) if (path := getattr(part, "path", None)) is not None]
+        if key in finished and files and data_digest(finished[key]) is not None:
+            by_data[spec.data_key()].append(key)
     outdated = list[Key]()
     for keys in by_data.values():
-        data = wanted[keys[0]].data
+        spec = wanted[keys[0]]
         try:
-            now = data.load(data_root).digest  # not kept: a launch may name many data sets, and each is large
+            now = spec.load_data(data_root).digest  # not kept: a launch may name many data sets, and each is large
         except BadInput as error:
             warn(
                 f"{len(keys)} finished runs stay so, though their data cannot be compared with those there now: {error}"
@@ -156,9 +157,12 @@ def _trained_on_other_data(
             outdated += changed
             run = finished[changed[0]]
             more, anew = (f" and {len(changed) - 1} more", "they run") if len(changed) > 1 else ("", "it runs")
-            path = brief(getattr(data, "path", ""), 200)
+            parts = {"data.path": spec.data, "noise.path": spec.noise}
+            named = [
+                f"{what} {brief(path, 200)}" for what, part in parts.items() if (path := getattr(part, "path", None))
+            ]
             warn(
-                f"data.path {path} is no longer what the finished run {run.info.run_id} "
+                f"{' or '.join(named)} is no longer what the finished run {run.info.run_id} "
                 f"({run.info.run_name}, seed {changed[0][2]}){more} trained on (digest {data_digest(run)}, now {now}): "
                 f"{anew} anew."
             )

@@ -36,6 +36,7 @@ def params(spec: Experiment, prepared: Prepared) -> dict[str, str]:
     values: dict[str, Any] = {
         "data": spec.data.name,
         "train_images": len(prepared.train),
+        **({"imbalance": f"{spec.data.imbalance:g}"} if spec.data.imbalance > 1 else {}),
         "noise": spec.noise.name,
         **{f"noise_{key}": value for key, value in _own(spec.noise)},
         "model": spec.model.name,
@@ -128,7 +129,9 @@ def _tags(store: Store, spec: Experiment, prepared: Prepared, sweep: str, prefix
 
 def _start_record(spec: Experiment, prepared: Prepared) -> Record:
     """Return the journal's first record: params, the data set's entry, and the files that are known already."""
-    matrices = {"classes": prepared.dataset.classes, "asked": prepared.T_KK.tolist()}
+    matrices: dict[str, Any] = {"classes": prepared.dataset.classes}
+    if prepared.T_KK is not None:
+        matrices["asked"] = prepared.T_KK.tolist()
     if prepared.empirical_T_KK is not None:
         matrices["drawn"] = prepared.empirical_T_KK.tolist()
     wrong_N, dataset = prepared.train.wrong_N, prepared.dataset
