@@ -8,12 +8,12 @@
 
 A method is a file, experiments/benchmark/DATA/METHOD.json, which `nlt launch` runs as it is; a row (`rows` below) is
 what `--set` would change in it: the noise, and for the long tail the data. A `forget_rate` that is a number in the file
-is replaced by the share of labels that the row really makes wrong: such a method is told what nobody knows of real data.
+is replaced by the share of labels that the row really makes wrong: such a method is told what nobody knows.
 
 What stands in --results is not run again, nor what MLflow knows as finished, and what was interrupted goes on: `run`
-may be stopped at any time and repeated, elsewhere too, where only the results are. A cell is known by its data set, method,
-row, seed and `recipe`, the hash of the experiment file with the row set in it; remove lines to measure anew, after a
-change of a method's code, say. `page` writes docs/benchmark.md and its figures from the results alone.
+may be stopped at any time and repeated, elsewhere too, where only the results are. A cell is known by its data set,
+method, row, seed and `recipe`, the hash of the experiment file with the row set in it; remove lines to measure
+anew, after a change of a method's code, say. `page` writes docs/benchmark.md and its figures from the results alone.
 """
 
 import argparse

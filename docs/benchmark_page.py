@@ -38,7 +38,8 @@ PUBLISHED: tuple[tuple[str, str, str, float, str], ...] = (
     ("cifar4", "base", "symmetric 20", 69.6, PAPER), ("cifar4", "base", "symmetric 60", 36.2, PAPER),
     ("cifar4", "apl", "symmetric 20", 75.7, PAPER), ("cifar4", "apl", "symmetric 60", 49.6, PAPER),
     ("cifar4", "o2u_told", "symmetric 20", 79.6, PAPER), ("cifar4", "o2u_told", "symmetric 60", 56.7, PAPER),
-    ("cifar4", "o2u_apl", "symmetric 20", 81.2, f"{PAPER}, told the rate"), ("cifar4", "o2u_apl", "symmetric 60", 55.7, f"{PAPER}, told the rate"),
+    ("cifar4", "o2u_apl", "symmetric 20", 81.2, f"{PAPER}, told the rate"),
+    ("cifar4", "o2u_apl", "symmetric 60", 55.7, f"{PAPER}, told the rate"),
     ("cifar10", "base", "symmetric 20", 86.8, DIVIDEMIX), ("cifar10", "base", "symmetric 80", 62.9, DIVIDEMIX),
     ("cifar10", "base", "asymmetric 40", 85.0, DIVIDEMIX), ("cifar10", "base", "human worst", 77.7, WEI),
     ("cifar10", "base", "human worst", 83.9, AGAIN),
@@ -178,8 +179,8 @@ def _sections(results: Results) -> list[str]:
         ),
         "Wrong labels found: AUROC / average precision of the method's last scores.",
         _table(results, detecting, noisy, detection),
-        "Cost, mean over all runs of a method: seconds of training on a machine shared with other work, and images that "
-        "a step went back through, each network and view counted (what is only looked at is not).",
+        "Cost, mean over all runs of a method: seconds of training on a machine shared with other work, and images "
+        "that a step went back through, each network and view counted (what is only looked at is not).",
         _cost(results),
     ]  # fmt: skip
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import Augmentation, CropFlipCutout
 from nlt.checkpoint import Writer
 from nlt.data import Dataset as NltDataset
 from nlt.data import Samples
@@ -47,7 +47,7 @@ class Kind:
     name: str
     stage: Stage
     detects: bool = False
-    augmentation: CropFlipCutout | None = None
+    augmentation: Augmentation | None = None
 
 
 KINDS = (

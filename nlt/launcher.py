@@ -266,9 +266,12 @@ class _Keeper:
         self.writer.wait()  # written beside this epoch; a run that is killed repeats no more than if it had waited then
         self._tracker.log_epoch(epoch)
 
-    def save(self, step: int, state: Callable[[], State], last: bool) -> None:
-        """Save the state after `step` epochs where the spec wants it; `last`: in any case, and before going on."""
-        leaving = self._prefix is not None and step == self._prefix[0]
+    def save(self, step: int, state: Callable[[], State], last: bool, whole: bool) -> None:
+        """Save the state after `step` epochs where the spec wants it; `last`: in any case, and before going on.
+
+        `whole`: no stage has ended early, so that the step says which stage it is of.
+        """
+        leaving = self._prefix is not None and step == self._prefix[0] and whole
         if step % self._spec.checkpoint_every == 0 or last or leaving:
             self.writer.save(step, state())
         if last or leaving:
@@ -300,8 +303,8 @@ def _train(
             listener.on_epoch(epoch)
 
         def after_epoch(step: int, state: Callable[[], State]) -> None:
-            over = step == prepared.steps
-            keeper.save(step, state, last=over or stop.asked)
+            over = step == run.steps
+            keeper.save(step, state, last=over or stop.asked, whole=not run.skipped)
             if stop.asked and not over:
                 raise KeyboardInterrupt
 
@@ -312,9 +315,9 @@ def _train(
             run = Run(prepared, on_epoch, after_epoch, resume=saved[1] if saved else None)
             with keeper.writer:
                 spec.method.train(run)
-            if run.step != prepared.steps:  # a checkpoint of a stage that the method no longer has
+            if run.step != run.steps:  # a checkpoint of a stage that the method no longer has
                 never = "" if run.pending is None else f": it has no stage {run.pending['stage']!r} to go on with"
-                raise RuntimeError(f"the method ran {run.step} of {prepared.steps} epochs{never}")
+                raise RuntimeError(f"the method ran {run.step} of {run.steps} epochs{never}")
             metrics = tracker.finish(run, folder.facts["log_model"])
     experiment, seed = folder.facts["experiment_id"], prepared.seed
     return Result(folder.run_id, experiment, spec.name, seed, metrics, tracker.epochs, end.undelivered, stop.asked)
@@ -357,6 +360,7 @@ def _ending(tracker: Tracker, run: str, steps: int) -> Iterator[_End]:
     except BaseException as error:
         end.undelivered = tracker.close(patience_s)
         if isinstance(error, KeyboardInterrupt):
+            steps = tracker.epochs[-1].steps if tracker.epochs else steps  # a stage may have ended early
             raise Interrupted(tracker.run_id, len(tracker.epochs), steps, end.undelivered) from None
         if isinstance(error, RunFailed) and end.undelivered:
             raise RunFailed(f"{error} {end.undelivered}") from error

@@ -47,6 +47,17 @@ def prepare(
         if bool((train.labels_N < 0).any()):
             train = train.take((train.labels_N >= 0).nonzero().squeeze(1))
     train, val = hold_out(train, spec.data.val_fraction, spec.data.seed)
+    if getattr(spec.method, "needs_validation", False):  # a method that ends a stage early says so
+        if val is None:
+            raise BadInput(
+                "data.val_fraction: the method stops by its accuracy on held-out training samples, and none are held "
+                "out: set it, to 0.1, say."
+            )
+        if spec.evaluate == "before":
+            raise BadInput(
+                'evaluate: "before" never measures the last weights, by which the method decides when to stop: set it '
+                'to "after".'
+            )
     empirical_T_KK = None if train.clean_N is None else empirical_matrix(train.clean_N, train.labels_N, K)
     fewest_of = getattr(spec.method, "fewest_samples", lambda N: N)  # a method that trains on fewer says so
     fewest: int = fewest_of(len(train))

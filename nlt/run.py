@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import Augmentation
 from nlt.backbones import AnyBackbone
 from nlt.checkpoint import State
 from nlt.data import Dataset, Samples
@@ -53,10 +53,10 @@ class Prepared:
     """The one that was drawn, where the clean labels are known."""
     model: Model
     optimizer: SGD
-    augmentation: CropFlipCutout | None
+    augmentation: Augmentation | None
     evaluate: Literal["after", "before"]
     steps: int
-    """Epochs of all stages together."""
+    """Epochs of all stages together, if none ends early."""
     cache: Path | None = None
     """Folder that keeps features; None to keep none."""
 
@@ -68,7 +68,7 @@ class EpochRecord:
     step: int
     """Counted through all stages from 1."""
     steps: int
-    """How many there will be in all."""
+    """How many there will be in all, as far as is known: a stage may end early."""
     stage: str
     """The stage's name, as the method gave it."""
     t: int
@@ -105,6 +105,8 @@ class BestVal:
 
     accuracy: float
     weights: dict[str, Tensor]
+    t: int = 0
+    """The epoch within the stage; 0 in checkpoints of nlt 0.1, where no stage ended early."""
 
 
 class Run:
@@ -140,6 +142,8 @@ class Run:
         self.buffers: dict[str, Tensor] = {}
         self.step = 0
         """Epochs that are over, through all stages."""
+        self.skipped = 0
+        """Epochs that stages which ended early have not run."""
         self.best_val: BestVal | None = None
         """Of the stage in progress, or the last one; None without a validation split."""
         self.pending = resume
@@ -200,21 +204,35 @@ class Run:
                 "register it before the stage"
             )
 
-    def epochs(self, name: str, stage: Stage, *nets: Learner) -> Iterator[Epoch]:
+    @property
+    def steps(self) -> int:
+        """Epochs of all stages together, less those that are known not to be run."""
+        return self._prepared.steps - self.skipped
+
+    def epochs(self, name: str, stage: Stage, *nets: Learner, patience: int | None = None) -> Iterator[Epoch]:
         """Yield the epochs of a stage; each one's accuracies are those of the nets' mean prediction.
 
         Before each epoch all learners get the stage's learning rate and are put into training mode. After an
         interruption: nothing if the stage was over, else from the epoch that follows the saved one.
 
+        With `patience` the stage ends early, after as many epochs in a row in which the accuracy on the validation
+        samples, whose labels are the given ones, was no higher than before. Whether it does or not, the nets take back
+        the weights of its highest accuracy (the first of equals) within the last epoch, whose accuracies are theirs.
+
         Args:
             name: of the stage, unlike any other of the run.
             stage: epochs, batch size, schedule.
             nets: one or more registered learners.
+            patience: epochs, at least 1; None to run all. A method that gives one says `needs_validation`.
         """
         if name in self._stages:
             raise RuntimeError(f"two stages are called {name!r}: a checkpoint could not tell them apart")
         if not nets:
             raise RuntimeError(f"stage {name!r} names no learner whose accuracy is measured")
+        if patience is not None and ("val" not in self._held_out or self._prepared.evaluate == "before"):
+            raise RuntimeError(
+                f"stage {name!r} ends early by validation samples, of which there are none after an epoch"
+            )
         self._stages.add(name)
         self.nets, first = nets, 1
         if self.pending is None:
@@ -229,6 +247,8 @@ class Run:
         self._stage, self._in_stage = name, True
         try:
             for t in range(first, stage.epochs + 1):
+                if self._is_over(t - 1, stage, patience):  # after an interruption in its last epoch, too
+                    break
                 self._t = t
                 for net in self.learners.values():
                     net.batch_size = stage.batch_size
@@ -239,10 +259,15 @@ class Run:
                 epoch = Epoch(train.images_NHWC, train.labels_N, stage.batch_size, self.generator, self.augmentation, t)
                 began = time.perf_counter()
                 yield epoch
-                self._end(epoch, began, accuracies)
+                self._end(epoch, began, accuracies, stage, patience)
                 self._after_epoch(self.step, self._state)
         finally:
             self._in_stage = False
+
+    def _is_over(self, t: int, stage: Stage, patience: int | None) -> bool:
+        """Return whether epoch t is a stage's last one: there are no more, or its patience is at an end."""
+        best = self.best_val
+        return t == stage.epochs or (patience is not None and best is not None and t - best.t >= patience)
 
     def features(self, backbone: AnyBackbone) -> NDArray[np.float16]:
         """Return features_ND of the training images, without augmentation, from the cache where they are kept.
@@ -273,6 +298,7 @@ class Run:
             "stage": self._stage,
             "t": self._t,
             "step": self.step,
+            "skipped": self.skipped,
             "learners": {name: learner.state() for name, learner in self.learners.items()},
             "buffers": self.buffers,
             "generators": generators,
@@ -295,7 +321,7 @@ class Run:
                     f"the buffer {name!r} has the shape {tuple(tensor.shape)} in the checkpoint and "
                     f"{tuple(self.buffers[name].shape)} in the method: it was written by another version of the method"
                 )
-        self.step = state["step"]
+        self.step, self.skipped = state["step"], state.get("skipped", 0)  # checkpoints of nlt 0.1 have none
         for name, learner_state in state["learners"].items():
             self.learners[name].load(learner_state)
         for name, tensor in state["buffers"].items():
@@ -306,17 +332,24 @@ class Run:
         if self.device.type == "cuda" and "cuda" in state["generators"]:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
 
-    def _end(self, epoch: Epoch, began: float, accuracies: dict[str, float]) -> None:
-        """Measure an epoch that is over, and tell of it."""
+    def _end(
+        self, epoch: Epoch, began: float, accuracies: dict[str, float], stage: Stage, patience: int | None
+    ) -> None:
+        """Measure an epoch that is over, and tell of it; `accuracies` are those measured before it, if they were."""
         train_accuracy = epoch.accuracy()  # waits for the device, so the clock below is true
         seconds = time.perf_counter() - began
         losses_N = epoch.losses_N.to("cpu", copy=True)
         visited_N = epoch.seen_N.cpu()
+        accuracies = accuracies or self._evaluate()
+        if patience is not None and self._is_over(self._t, stage, patience):
+            self._take_best()
+            accuracies = self._evaluate()
+            self.skipped += stage.epochs - self._t
         metrics = {
             "train/loss": float(losses_N[visited_N].double().mean()),
             "train/accuracy": train_accuracy,
             "train/images_seen": sum(learner.images_seen for learner in self.learners.values()),
-            **(accuracies or self._evaluate()),
+            **accuracies,
             "optim/lr": self.nets[0].lr,
             "time/epoch_seconds": seconds,
             "time/images_per_second": int(visited_N.sum()) / seconds,
@@ -325,7 +358,7 @@ class Run:
         reported = {name: tensor.cpu() for name, tensor in epoch.reported.items()}
         scores_N = reported.get("scores_N")
         record = EpochRecord(
-            self.step + 1, self._prepared.steps, self._stage, self._t, metrics, losses_N, reported.get("keep_N"),
+            self.step + 1, self.steps, self._stage, self._t, metrics, losses_N, reported.get("keep_N"),
             None if scores_N is None else scores_N.float(), reported.get("labels_N"),
         )  # fmt: skip
         metrics |= self._quality(record)
@@ -364,8 +397,14 @@ class Run:
         }
         val = accuracies.get("val/accuracy")
         if val is not None and (self.best_val is None or val > self.best_val.accuracy):
-            self.best_val = BestVal(val, {name: value.clone() for name, value in self.weights().items()})
+            self.best_val = BestVal(val, {name: value.clone() for name, value in self.weights().items()}, self._t)
         return accuracies
+
+    def _take_best(self) -> None:
+        """Give the learners that are judged the weights of the highest validation accuracy."""
+        assert self.best_val is not None
+        for name, value in self.weights().items():
+            value.copy_(self.best_val.weights[name])
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights of the learners that are judged: as the network names them, of several NAME.WEIGHT."""

@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import Augmentation
 from nlt.data import Data, Dataset
 from nlt.hardware import Compile, Precision
 from nlt.methods.cleaned import Cleaned
 from nlt.methods.coteaching import CoTeaching
 from nlt.methods.elr import ELR
+from nlt.methods.forward_correction import ForwardCorrection
 from nlt.methods.o2u import O2U
+from nlt.methods.sop import SOP
 from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
 from nlt.noise import Noise, NoNoise, with_noise_file
@@ -22,7 +24,7 @@ from nlt.optim import SGD
 from nlt.settings import Settings
 from nlt.train import Stage
 
-Method = Annotated[Standard | O2U | CoTeaching | ELR | Cleaned, Field(discriminator="name")]
+Method = Annotated[Standard | O2U | CoTeaching | ELR | Cleaned | SOP | ForwardCorrection, Field(discriminator="name")]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$")]
 
 # What a run is called and what it is for; two files that differ only here are the same experiment.
@@ -63,7 +65,7 @@ class Experiment(Settings):
     """The data set."""
     noise: Noise = NoNoise()
     """How the training labels are corrupted, once, before training."""
-    augmentation: CropFlipCutout | None = None
+    augmentation: Augmentation | None = None
     """What is done to training images at random; by default nothing, as in the paper's code."""
     model: Model = CNN9()
     """The network."""

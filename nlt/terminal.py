@@ -202,9 +202,9 @@ class Board:
                 self._said = time.perf_counter()
                 _say(self._status())
         elif isinstance(event, Finished | Failed):
-            _, last = self._running.pop(index, (None, None))
-            # What it will not train any more is not left to do.
-            self._steps -= job.spec.steps() - last.step if isinstance(event, Failed) and last else 0
+            started, last = self._running.pop(index, (None, None))
+            if started:  # what it will not train any more, failed or stopped early, is not left to do
+                self._steps -= job.spec.steps() - (last.step if last else started.done)
             if self._live:
                 return
             if isinstance(event, Finished):
@@ -243,12 +243,13 @@ class Board:
             m = epoch.metrics if epoch else {}
             accuracy = f"{m['test/accuracy']:.1%}" if m else ""
             rate = f"{m['time/images_per_second']:,.0f}" if m else ""
-            bar = ProgressBar(total=started.steps, completed=step, width=24)
+            steps = epoch.steps if epoch else started.steps
+            bar = ProgressBar(total=steps, completed=step, width=24)
             table.add_row(
                 job.spec.name,
                 str(job.seed),
                 bar,
-                f"{step}/{started.steps}",
+                f"{step}/{steps}",
                 epoch.stage if epoch else "",
                 accuracy,
                 rate,

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import Augmentation
 from nlt.checkpoint import State
 from nlt.losses import CE, Loss
 from nlt.optim import SGD, Schedule, Step
@@ -158,7 +158,7 @@ class Epoch:
         labels_N: Tensor,
         batch_size: int,
         generator: torch.Generator,
-        augmentation: CropFlipCutout | None = None,
+        augmentation: Augmentation | None = None,
         t: int = 1,
     ):
         """Begin an epoch.
@@ -186,7 +186,7 @@ class Epoch:
         self._samples = self._handed_out = self._seen = 0
 
     def batches(
-        self, keep_N: Tensor | None = None, *, views: tuple[CropFlipCutout | None, ...] | None = None
+        self, keep_N: Tensor | None = None, *, views: tuple[Augmentation | None, ...] | None = None
     ) -> Iterator[Batch]:
         """Return batches of all samples, or the kept ones, in a newly drawn order. Each has to be `saw` afterwards.
 
@@ -213,7 +213,7 @@ class Epoch:
         return self._hand_out(rows_M, wanted, draws)
 
     def _hand_out(
-        self, rows_M: Tensor, views: tuple[CropFlipCutout | None, ...], draws: list[Tensor | None]
+        self, rows_M: Tensor, views: tuple[Augmentation | None, ...], draws: list[Tensor | None]
     ) -> Iterator[Batch]:
         parts = list(rows_M.split(self.batch_size)) if len(rows_M) else []
         if len(parts) > 1 and len(parts[-1]) == 1:

@@ -15,7 +15,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)  # the developer's own store is not 
 import pytest
 import torch
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import Augmentation
 from nlt.data import Dataset, Samples
 from nlt.optim import SGD
 from nlt.run import EpochRecord, Prepared, Run
@@ -101,13 +101,16 @@ def make_run(
     before: bool = False,
     K: int = 4,
     model: Any = None,
-    augmentation: CropFlipCutout | None = None,
+    augmentation: Augmentation | None = None,
+    val: Samples | None = None,
+    test: Samples | None = None,
+    steps: int = 1,
     **more: Any,
 ) -> tuple[Run, list[EpochRecord]]:
     """Return a run of the linear model on random samples, and the list that its epochs go to."""
     told: list[EpochRecord] = []
     train = train or samples()
-    test = samples(20, seed=1, side=train.images_NCHW.shape[-1])
+    test = test or samples(20, seed=1, side=train.images_NCHW.shape[-1])
     identity_KK = torch.eye(K, dtype=torch.float64)
     prepared = Prepared(
         seed=seed,
@@ -117,7 +120,7 @@ def make_run(
         compiled_why="off",
         dataset=Dataset("random", tuple(f"class {k}" for k in range(K)), train, test, "0" * 16),
         train=train,
-        val=None,
+        val=val,
         test=test,
         T_KK=identity_KK,
         empirical_T_KK=None,
@@ -125,7 +128,7 @@ def make_run(
         optimizer=SGD(),
         augmentation=augmentation,
         evaluate="before" if before else "after",
-        steps=1,
+        steps=steps,
     )
     return Run(prepared, told.append, **more), told
 

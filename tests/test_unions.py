@@ -11,6 +11,7 @@ import test_noise_of_samples
 import test_optim
 from conftest import REPO
 
+from nlt.augment import Augmentation
 from nlt.cli import main
 from nlt.data import Data
 from nlt.losses import Loss
@@ -19,7 +20,10 @@ from nlt.noise import Noise
 from nlt.optim import Schedule
 from nlt.spec import Method
 
-UNIONS = {"data": Data, "noise": Noise, "model": Model, "method": Method, "loss": Loss, "schedule": Schedule}
+UNIONS = {
+    "data": Data, "noise": Noise, "augmentation": Augmentation, "model": Model, "method": Method, "loss": Loss,
+    "schedule": Schedule,
+}  # fmt: skip
 
 
 def members(union: Any) -> list[type]:

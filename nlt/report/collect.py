@@ -46,6 +46,8 @@ METRICS = (
 IMBALANCE = ", imbalance "  # behind the noise of long-tailed data
 OF_A_FILE = ("matrix", "human")  # noises that are told by a file's or key's name, not by a rate
 RANKED = 3  # methods and noises, from which on places are told
+KINDS = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])}
+"""Methods by name."""
 MOST_TOLD = 3
 """Params in a label; cells that differ in more are told by the names of their runs."""
 
@@ -76,6 +78,8 @@ class Cell:
     method: str
     loss: str
     noise: str
+    plain: bool
+    """Whether none of the method's `told_if_set` is set: cross-entropy with mixup is no baseline."""
     published: Published | None
     outside: str
     """The weights of outside origin that it rests on, "" for none."""
@@ -268,12 +272,21 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
             label = f"{label} [{name}]"
         method, loss = run.data.params["method"], run.data.params["loss"]
         latest = max(group.values(), key=lambda r: r.info.start_time)
-        outside = latest.data.tags.get("nlt.outside_weights", "")
-        result.append(Cell(label, name, sha, method, loss, noise, _published(latest), outside, group))
+        plain, outside = not _set_options(run), latest.data.tags.get("nlt.outside_weights", "")
+        result.append(Cell(label, name, sha, method, loss, noise, plain, _published(latest), outside, group))
     # The standard method and plain cross-entropy first, as papers have it, what rests on outside weights last.
     return sorted(
         result,
-        key=lambda c: (c.outside != "", c.method != "standard", c.method, c.loss != "CE", c.loss, c.spec_name, c.noise),
+        key=lambda c: (
+            c.outside != "",
+            c.method != "standard",
+            c.method,
+            c.loss != "CE",
+            c.loss,
+            not c.plain,
+            c.spec_name,
+            c.noise,
+        ),
     )
 
 
@@ -281,24 +294,34 @@ def _labels(runs: list[MlflowRun], noises: list[str]) -> list[str]:
     """Name each run by its method and the params in which runs of that method differ at one and the same noise.
 
     A method whose settings class names params in `told_by` is always told by these: the standard method is its loss.
+    Those of `told_if_set` that a run has set stand in its label in the words given there, and only runs that have set
+    the same ones are told by what else they differ in.
     """
-    kinds = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])}
-    beside: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
-    for run, noise in zip(runs, noises, strict=True):
-        beside[run.data.params["method"], noise].append(run.data.params)
-    differing: dict[str, dict[str, None]] = defaultdict(dict)  # method -> params, in their order
-    for (method, _), several in beside.items():
+    options = [tuple(_set_options(run)) for run in runs]
+    beside: dict[tuple[str, tuple[str, ...], str], list[dict[str, str]]] = defaultdict(list)
+    for run, words, noise in zip(runs, options, noises, strict=True):
+        beside[run.data.params["method"], words, noise].append(run.data.params)
+    differing: dict[tuple[str, tuple[str, ...]], dict[str, None]] = defaultdict(dict)  # -> params, in their order
+    for (method, words, _), several in beside.items():
         keys = dict.fromkeys(key for params in several for key in params if key != "seed")
-        differing[method] |= {key: None for key in keys if len({params.get(key) for params in several}) > 1}
+        differing[method, words] |= {key: None for key in keys if len({params.get(key) for params in several}) > 1}
     labels = []
-    for run in runs:
+    for run, words in zip(runs, options, strict=True):
         params = run.data.params
-        kind, method = kinds.get(params["method"]), params["method"]  # None: of another version of nlt
+        kind, method = KINDS.get(params["method"]), params["method"]  # None: of another version of nlt
         always = dict.fromkeys(getattr(kind, "told_by", ()))
-        keys = always | (differing[method] if len(differing[method]) <= MOST_TOLD else {})
+        beyond = differing[method, words]
+        keys = always | (beyond if len(beyond) <= MOST_TOLD else {})
         told = [params.get(key, "none") if key == "loss" else f"{key} {params.get(key, 'none')}" for key in keys]
-        labels.append(", ".join([getattr(kind, "title", method), *told]))
+        labels.append(", ".join([getattr(kind, "title", method), *told, *words]))
     return labels
+
+
+def _set_options(run: MlflowRun) -> list[str]:
+    """Return the options of its method that a run has set, in words."""
+    params = run.data.params
+    words: Mapping[str, str] = getattr(KINDS.get(params["method"]), "told_if_set", {})
+    return [f"{word} {float(params[key]):g}" for key, word in words.items() if key in params]
 
 
 def _published(run: MlflowRun) -> Published | None:
@@ -316,7 +339,7 @@ def _baselines(group: list[Cell], wanted: str | None) -> dict[str, Cell]:
     for noise in {cell.noise for cell in group}:
         at = [cell for cell in group if cell.noise == noise]
         if wanted is None:
-            fits = [cell for cell in at if cell.method == "standard" and cell.loss == "CE"]
+            fits = [cell for cell in at if cell.method == "standard" and cell.loss == "CE" and cell.plain]
             if len(fits) == 1:
                 chosen[noise] = fits[0]
             continue

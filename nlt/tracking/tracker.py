@@ -101,7 +101,8 @@ def final_metrics(epochs: list[EpochRecord]) -> dict[str, float]:
     `final/test_accuracy_last`: the last epoch's, measured after it, or before it under `evaluate: before` (which never
     scores the last weights); `_mean10`: mean over the last ten epochs of the last stage (all of them, if fewer);
     `_at_best_val`: in the last stage's first epoch of the highest validation accuracy, where there is a validation
-    split. `final/noise_*`: the last mask's measures. `final/train_seconds`: the epochs, less evaluation.
+    split; of a stage that stops early, which then has these weights, the same as `_last`. `final/noise_*`: the last
+    mask's measures. `final/train_seconds`: the epochs, less evaluation.
     `final/images_seen`: how many images all networks together were trained on, epochs and views counted.
     """
     last_stage = [epoch.metrics for epoch in epochs if epoch.stage == epochs[-1].stage]
