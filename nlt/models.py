@@ -110,6 +110,80 @@ def _cifar_stem(network: nn.Module, C: int) -> nn.Module:
     return network
 
 
+class PreActResNet18(Settings):
+    """The pre-activation ResNet-18 of DivideMix, ELR and others on CIFAR (He et al. 2016b, Identity Mappings).
+
+    As the paper has it an activation follows the last block, which those authors' code leaves out (1,024 parameters).
+    """
+
+    name: Literal["preact_resnet18"] = "preact_resnet18"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
+        """Return the network with freshly drawn weights."""
+        return PreActNetwork(C, K, stem=64, widths=(64, 128, 256, 512), blocks=2)
+
+
+class WRN28x2(Settings):
+    """The wide ResNet of 28 layers, twice as wide (Zagoruyko & Komodakis 2016, Table 1), without dropout.
+
+    FixMatch's has leaky activations and slower batch-norm statistics; this one is the paper's.
+    """
+
+    name: Literal["wrn28_2"] = "wrn28_2"
+
+    def __str__(self) -> str:
+        return self.name
+
+    def build(self, C: int, H: int, W: int, K: int) -> nn.Module:
+        """Return the network with freshly drawn weights."""
+        return PreActNetwork(C, K, stem=16, widths=(32, 64, 128), blocks=4)
+
+
+class PreActNetwork(nn.Module):
+    """3x3 stem - stages of pre-activation blocks, each but the first at half the resolution - BN, ReLU - mean - linear.
+
+    He et al. 2016b for small images: no max pool, the stem of stride 1.
+    """
+
+    def __init__(self, C: int, K: int, stem: int, widths: tuple[int, ...], blocks: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(C, stem, 3, padding=1, bias=False)
+        ins = [stem, *(width for width in widths for _ in range(blocks))]
+        strides = [2 if stage and not i else 1 for stage in range(len(widths)) for i in range(blocks)]
+        self.blocks = nn.Sequential(*map(PreActBlock, ins, ins[1:], strides))
+        self.norm, self.linear = nn.BatchNorm2d(widths[-1]), nn.Linear(widths[-1], K)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):  # He et al. 2015, equation 14
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits_BK."""
+        x = F.relu(self.norm(self.blocks(self.stem(images_BCHW))))
+        logits_BK: Tensor = self.linear(x.mean((2, 3)))
+        return logits_BK
+
+
+class PreActBlock(nn.Module):
+    """BN, ReLU, 3x3 - BN, ReLU, 3x3, added to the input, or to a 1x1 of the activated input where the shape changes."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(c_in), nn.BatchNorm2d(c_out)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride=stride, bias=False) if (c_in, stride) != (c_out, 1) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of the input's shortcut and what the block makes of it."""
+        activated = F.relu(self.norm1(x))
+        kept: Tensor = x if self.shortcut is None else self.shortcut(activated)
+        added: Tensor = self.conv2(F.relu(self.norm2(self.conv1(activated))))
+        return kept + added
+
+
 class Timm(Settings):
     """An image network of timm with pretrained weights and a new linear head; all is trained, or the head alone.
 
@@ -185,4 +259,4 @@ class TimmNetwork(nn.Module):
         return logits_BK
 
 
-Model = Annotated[CNN9 | ResNet18 | ResNet34 | Timm, Field(discriminator="name")]
+Model = Annotated[CNN9 | ResNet18 | ResNet34 | PreActResNet18 | WRN28x2 | Timm, Field(discriminator="name")]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from nlt.models import CNN9, Model, ResNet18, ResNet34, Timm
+from nlt.models import CNN9, Model, PreActBlock, PreActResNet18, ResNet18, ResNet34, Timm, WRN28x2
 from nlt.settings import BadInput
 
 THIN = CNN9(width=0.125)  # 16, 16, 16, 32, 32, 32, 64, 32, 16 channels
@@ -201,10 +201,84 @@ def test_resnet_has_the_cifar_stem(model: Any, C: int) -> None:
     assert seen["fc"][1].shape == (2, 4)
 
 
+# ---- pre-activation networks
+
+
+@pytest.mark.parametrize(
+    ("model", "C", "K", "parameters"),
+    [
+        # Stem 3 * 64 * 9 = 1,728. A block of c channels has 2 norms of 2 c and 2 convolutions of 9 c c, and one that
+        # goes from half as many has 2 (c / 2) + 2 c, 9 c c / 2 + 9 c c and the shortcut's c c / 2:
+        # 2 * 73,984; 229,760 + 295,424; 918,272 + 1,180,672; 3,671,552 + 4,720,640
+        # last norm 1,024, linear 5,130: 1,728 + 147,968 + 525,184 + 2,098,944 + 8,392,192 + 1,024 + 5,130
+        (PreActResNet18(), 3, 10, 11_172_170),
+        (PreActResNet18(), 1, 4, 11_172_170 - 1_152 - 3_078),
+        # Stem 3 * 16 * 9 = 432; 16 -> 32: 96 + 4,608 + 9,216 + 512 = 14,432, then 3 * 18,560;
+        # 57,536 + 3 * 73,984; 229,760 + 3 * 295,424; norm 256, linear 1,290
+        # 432 + 70,112 + 279,488 + 1,116,032 + 256 + 1,290; the 1.5 million of the paper's Table 4
+        (WRN28x2(), 3, 10, 1_467_610),
+    ],
+    ids=repr,
+)
+def test_preactivation_size(model: Any, C: int, K: int, parameters: int) -> None:
+    with torch.device("meta"):
+        assert n_parameters(model.build(C, 32, 32, K)) == parameters
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [
+        (PreActResNet18(), [(64, 20, 12)] * 2 + [(128, 10, 6)] * 2 + [(256, 5, 3)] * 2 + [(512, 3, 2)] * 2),
+        (WRN28x2(), [(32, 20, 12)] * 4 + [(64, 10, 6)] * 4 + [(128, 5, 3)] * 4),
+    ],
+    ids=repr,
+)
+def test_preactivation_halves_the_resolution_at_each_stage_but_the_first(model: Any, shapes: list[Any]) -> None:
+    with torch.device("meta"):
+        network: Any = model.build(1, 20, 12, 7)
+        x = network.stem(torch.empty(2, 1, 20, 12))
+        found = []
+        for block in network.blocks:
+            x = block(x)
+            found.append(tuple(x.shape[1:]))
+        assert found == shapes
+        assert network(torch.empty(2, 1, 20, 12)).shape == (2, 7)
+        assert network.eval()(torch.empty(1, 1, 1, 1)).shape == (1, 7)
+
+
+def normed(x_BCHW: Tensor, norm: Any) -> Tensor:
+    """What batch norm makes of a batch in training: mean 0 and variance 1 in each channel, as its scale is 1 at first."""
+    mean_C, var_C = x_BCHW.mean((0, 2, 3), keepdim=True), x_BCHW.var((0, 2, 3), correction=0, keepdim=True)
+    return (x_BCHW - mean_C) / (var_C + norm.eps).sqrt()
+
+
+@pytest.mark.parametrize(("c_in", "c_out", "stride"), [(3, 3, 1), (3, 5, 1), (3, 3, 2), (3, 6, 2)])
+def test_preactivation_block_by_hand(c_in: int, c_out: int, stride: int) -> None:
+    """BN, ReLU, convolution, twice; what is added is the input as it came, or a 1x1 of the activated input."""
+    torch.manual_seed(0)
+    block = PreActBlock(c_in, c_out, stride)
+    x = torch.randn(4, c_in, 6, 6)
+    first = normed(x, block.norm1).clamp(min=0)
+    kept = x if (c_in, stride) == (c_out, 1) else F.conv2d(first, block.shortcut.weight, stride=stride)  # type: ignore[union-attr]
+    second = normed(F.conv2d(first, block.conv1.weight, stride=stride, padding=1), block.norm2).clamp(min=0)
+    torch.testing.assert_close(block(x), kept + F.conv2d(second, block.conv2.weight, padding=1))
+
+
+def test_preactivation_network_ends_activated_averaged_and_linear() -> None:
+    network: Any = build(WRN28x2(), C=1, side=8)
+    seen = watch(network, images(C=1, side=8))
+    torch.testing.assert_close(seen["linear"][0], seen["norm"][1].clamp(min=0).mean((2, 3)))
+    assert (seen["norm"][1] < 0).any()
+    # He's normal initialization, fan out: sqrt(2 / (128 * 9)) = 0.0417.
+    assert network.blocks[-1].conv2.weight.std().item() == pytest.approx(0.0417, rel=0.02)
+    F.cross_entropy(network(images(C=1, side=8)), torch.tensor([0, 1])).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
 # ---- all
 
 
-@pytest.mark.parametrize("model", [THIN, ResNet18()], ids=repr)
+@pytest.mark.parametrize("model", [THIN, ResNet18(), WRN28x2()], ids=repr)
 def test_seeded_build_repeats(model: Any) -> None:
     first, second, other = build(model, seed=5), build(model, seed=5), build(model, seed=6)
     a, b, c = (nn.utils.parameters_to_vector(network.parameters()) for network in (first, second, other))
@@ -218,6 +292,8 @@ def test_seeded_build_repeats(model: Any) -> None:
         ('{"name": "cnn9", "width": 0.5}', CNN9(width=0.5)),
         ('{"name": "resnet18"}', ResNet18()),
         ('{"name": "resnet34"}', ResNet34()),
+        ('{"name": "preact_resnet18"}', PreActResNet18()),
+        ('{"name": "wrn28_2"}', WRN28x2()),
         ('{"name": "timm", "tune": "head"}', Timm(architecture="lite0", tune="head")),
     ],
 )
