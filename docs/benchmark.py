@@ -6,14 +6,14 @@
     python docs/benchmark.py page
     python docs/benchmark.py choose digits apl method.training.loss.alpha=1,2,5,10
 
-A method is a file, experiments/benchmark/DATA/METHOD.json, which `nlt launch` runs as it is; a row (`rows` below) is what
-`--set` would change in it: the noise, and for the long tail the data. A `forget_rate` that is a number in the file is
-replaced by the share of labels that the row really makes wrong: such a method is told what nobody knows of real data.
+A method is a file, experiments/benchmark/DATA/METHOD.json, which `nlt launch` runs as it is; a row (`rows` below) is
+what `--set` would change in it: the noise, and for the long tail the data. A `forget_rate` that is a number in the file
+is replaced by the share of labels that the row really makes wrong: such a method is told what nobody knows.
 
-What stands in --results is not run again, nor what MLflow knows as finished, and what was interrupted goes on: `run` may
-be stopped at any time and repeated, elsewhere too, where only the results are. A cell is known by its data set, method,
-row, seed and `recipe`, the hash of the experiment file with the row set in it; remove lines to measure anew, after a
-change of a method's code, say. `page` writes docs/benchmark.md and its figures from the results alone.
+What stands in --results is not run again, nor what MLflow knows as finished, and what was interrupted goes on: `run`
+may be stopped at any time and repeated, elsewhere too, where only the results are. A cell is known by its data set,
+method, row, seed and `recipe`, the hash of the experiment file with the row set in it; remove lines to measure
+anew, after a change of a method's code, say. `page` writes docs/benchmark.md and its figures from the results alone.
 """
 
 import argparse
@@ -146,7 +146,9 @@ def _here(cell: Cell, given: dict[str, Any] | None, drawn: Callable[[Experiment]
     """Return a cell as it runs here: its data from where they lie, its method told what its paper tells it."""
     spec = cell.spec
     if given is not None:  # the same images, in a file
-        more = {key: getattr(spec.data, key) for key in ("limit", "val_fraction", "imbalance") if hasattr(spec.data, key)}
+        more = {
+            key: getattr(spec.data, key) for key in ("limit", "val_fraction", "imbalance") if hasattr(spec.data, key)
+        }
         kept = {key: value for key, value in more.items() if value not in (None, 1.0)}
         spec = spec.model_copy(update={"data": _data(given | kept)})
     if isinstance(getattr(spec.method, "forget_rate", None), float):
@@ -203,9 +205,7 @@ def run_cells(wanted: list[Cell], arguments: argparse.Namespace, take: Callable[
         for finished in todo.finished:
             _take(store, finished, by_spec, take)
     print(f"{len(here)} cells are not in the results, {len(here) - len(jobs)} of them finished in MLflow", flush=True)
-    options = Options(
-        arguments.device, arguments.data_root, store.uri, store.runs, sweep, leave=prefixes
-    )
+    options = Options(arguments.device, arguments.data_root, store.uri, store.runs, sweep, leave=prefixes)
     ledger = Ledger(jobs, [])
 
     def work(emit: Callable[[int, Event], None]) -> None:

@@ -1,6 +1,268 @@
+"""Writes docs/benchmark.md out of docs/benchmark.jsonl: `docs/benchmark.py` says how the lines come about.
+
+A line is one run; a cell is what the seeds of one method in one row of one data set gave. Accuracies are fractions in
+the lines and per cent on the page.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-def write_page(page: Path, lines: list[dict[str, Any]]) -> None:
-    """x"""
+from nlt.report.plots import INK, RIGHT, STYLE, WRONG
+from nlt.report.statistics import paired_difference, ranks, summary
+
+BEGIN, END = "<!-- benchmark.jsonl -->", "<!-- end -->"
+DATA = {
+    "digits": "digits",
+    "cifar4-reduced": "CIFAR-4, reduced",
+    "cifar4": "CIFAR-4, full scale",
+    "cifar10": "CIFAR-10, full scale",
+}
+FOLDERS = {"digits": "digits", "cifar4-reduced": "cifar4-reduced", "cifar4": "cifar", "cifar10": "cifar"}
+ROWS = (
+    "clean", "symmetric 20", "symmetric 60", "symmetric 80", "pair flip 40", "asymmetric 40", "instance 40",
+    "human worst", "imbalance 10, symmetric 40",
+)  # fmt: skip
+BASE = "base"
+DIVIDEMIX = "Li et al. 2020, Tables 1 and 2, best epoch"
+WEI = "Wei et al. 2022 (CIFAR-10N), leaderboard"
+AGAIN = "independent reproduction (Vovk et al., ReScience C 2026)"
+PAPER = "Lanson & David 2023, Table 1, one run, 9-layer CNN"
+PUBLISHED: tuple[tuple[str, str, str, float, str], ...] = (
+    ("cifar4", "base", "symmetric 20", 69.6, PAPER), ("cifar4", "base", "symmetric 60", 36.2, PAPER),
+    ("cifar4", "apl", "symmetric 20", 75.7, PAPER), ("cifar4", "apl", "symmetric 60", 49.6, PAPER),
+    ("cifar4", "o2u_told", "symmetric 20", 79.6, PAPER), ("cifar4", "o2u_told", "symmetric 60", 56.7, PAPER),
+    ("cifar4", "o2u_apl", "symmetric 20", 81.2, f"{PAPER}, told the rate"),
+    ("cifar4", "o2u_apl", "symmetric 60", 55.7, f"{PAPER}, told the rate"),
+    ("cifar10", "base", "symmetric 20", 86.8, DIVIDEMIX), ("cifar10", "base", "symmetric 80", 62.9, DIVIDEMIX),
+    ("cifar10", "base", "asymmetric 40", 85.0, DIVIDEMIX), ("cifar10", "base", "human worst", 77.7, WEI),
+    ("cifar10", "base", "human worst", 83.9, AGAIN),
+    ("cifar10", "coteaching_told", "symmetric 20", 82.2, "Han et al. 2018, the authors' page, 9-layer CNN"),
+    ("cifar10", "coteaching_told", "human worst", 80.9, AGAIN),
+    ("cifar10", "elr", "symmetric 20", 91.2, "Liu et al. 2020, ResNet-34"),
+    ("cifar10", "elr", "symmetric 60", 86.1, "Liu et al. 2020, ResNet-34"),
+    ("cifar10", "elr", "symmetric 80", 73.9, "Liu et al. 2020, ResNet-34"),
+    ("cifar10", "elr", "asymmetric 40", 90.1, "Liu et al. 2020, ResNet-34"),
+    ("cifar10", "elr", "human worst", 87.9, AGAIN), ("cifar10", "sop", "human worst", 83.7, AGAIN),
+    ("cifar10", "dividemix", "symmetric 20", 96.1, DIVIDEMIX),
+    ("cifar10", "dividemix", "symmetric 80", 93.2, DIVIDEMIX),
+    ("cifar10", "dividemix", "asymmetric 40", 93.4, DIVIDEMIX), ("cifar10", "dividemix", "human worst", 92.6, WEI),
+    ("cifar10", "dividemix", "human worst", 93.1, AGAIN),
+    ("cifar10", "ssr", "symmetric 20", 96.7, "Feng et al. 2022, SSR+"),
+    ("cifar10", "ssr", "symmetric 80", 95.6, "Feng et al. 2022, SSR+"),
+    ("cifar10", "ssr", "asymmetric 40", 95.5, "Feng et al. 2022, SSR+"),
+    ("cifar10", "SOP+ (not here)", "symmetric 20", 96.3, "Liu et al. 2022"),
+    ("cifar10", "SOP+ (not here)", "symmetric 80", 94.0, "Liu et al. 2022"),
+    ("cifar10", "SOP+ (not here)", "asymmetric 40", 93.8, "Liu et al. 2022"),
+    ("cifar10", "SOP+ (not here)", "human worst", 92.9, AGAIN),
+    ("cifar10", "ELR+ (not here)", "human worst", 91.8, AGAIN),
+    ("cifar10", "ProMix (not here)", "symmetric 20", 97.7, "Xiao et al. 2023, best epoch"),
+    ("cifar10", "ProMix (not here)", "symmetric 80", 95.5, "Xiao et al. 2023, best epoch"),
+    ("cifar10", "ProMix (not here)", "asymmetric 40", 96.6, "Xiao et al. 2023, best epoch"),
+    ("cifar10", "ProMix (not here)", "human worst", 96.3, "Xiao et al. 2023, best epoch"),
+)  # fmt: skip
+"""Data set, method, row, test accuracy in per cent, source."""
+
+Line = dict[str, Any]
+
+
+class Results:
+    """The cells of one data set. Of a method in a row only lines of the recipe of its last line count."""
+
+    def __init__(self, data: str, lines: Iterable[Line]):
+        own = [line for line in lines if line["data"] == data]
+        recipes = {(line["method"], line["row"]): line["recipe"] for line in own}
+        self.cells: dict[tuple[str, str], dict[int, Line]] = defaultdict(dict)
+        for line in own:
+            if line["recipe"] == recipes[line["method"], line["row"]]:
+                self.cells[line["method"], line["row"]][line["seed"]] = line
+        self.data = data
+        self.lines = [line for cell in self.cells.values() for line in cell.values()]
+        self.rows = [row for row in ROWS if any(line["row"] == row for line in self.lines)]
+        self.told = {line["method"] for line in self.lines if line["told"]}
+        self.outside = {line["method"]: line["outside_weights"] for line in self.lines if line["outside_weights"]}
+        names = {line["method"] for line in self.lines}
+        self.methods = sorted(names, key=lambda m: (m in self.outside, m in self.told, m != BASE, m))
+
+    def values(self, method: str, row: str, key: str) -> dict[int, float]:
+        """Return seed -> value, without the runs that have none."""
+        cell = self.cells.get((method, row), {})
+        return {seed: line[key] for seed, line in sorted(cell.items()) if line.get(key) is not None}
+
+    def group(self, method: str) -> str:
+        """Return what a method may use that others may not."""
+        return "outside" if method in self.outside else "told" if method in self.told else "alone"
+
+    def ranks(self) -> dict[str, dict[str, float]]:
+        """Return method -> row -> place by mean last-epoch accuracy, among those that use these data alone."""
+        alone = [method for method in self.methods if self.group(method) == "alone"]
+        found: dict[str, dict[str, float]] = {method: {} for method in alone}
+        for row in self.rows:
+            of = {method: self.values(method, row, "accuracy") for method in alone}
+            for method, rank in ranks({method: mean(seen.values()) for method, seen in of.items() if seen}).items():
+                found[method][row] = rank
+        return found
+
+
+def write_page(page: Path, lines: list[Line]) -> None:
+    """Replace what lies between the two markers, and draw a figure for each data set beside the page."""
+    text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    parts = []
+    for data, title in DATA.items():
+        results = Results(data, lines)
+        if results.lines:
+            figure = page.with_name(f"{page.stem}_{data}.png")
+            draw(results, figure)
+            parts += [f"## {title}", *_sections(results), f"![{title}: accuracy by row and method]({figure.name})"]
+            parts.append(_provenance(results))
+    parts += [f"## Published\n\n{published(lines)}"]
+    page.write_text(f"{head}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{tail}")
+
+
+def _sections(results: Results) -> list[str]:
+    def percent(found: dict[int, float]) -> str:
+        of = summary(list(found.values()))
+        if of is None:
+            return ""
+        return f"{100 * of.mean:.1f}" + ("" if of.sd is None else f" ± {100 * of.sd:.1f}") + f" ({of.n})"
+
+    def accuracy(method: str, row: str) -> str:
+        text = percent(results.values(method, row, "accuracy"))
+        return f"**{text}**" if text and best[row] == method else text
+
+    def difference(method: str, row: str) -> str:
+        if method == BASE:
+            return ""
+        of = paired_difference(results.values(method, row, "accuracy"), results.values(BASE, row, "accuracy"))
+        if of is None:
+            return ""
+        half = "" if of.half is None else f" ± {100 * of.half:.1f}"
+        return f"{100 * of.mean:+.1f}{half} ({of.n})".replace("-", "\N{MINUS SIGN}")
+
+    def detection(method: str, row: str) -> str:
+        found = [results.values(method, row, key) for key in ("auc", "average_precision")]
+        return " / ".join(f"{mean(of.values()):.3f}" for of in found if of)
+
+    places, best = results.ranks(), dict[str, str]()
+    for row in results.rows:
+        ranked = [method for method, of in places.items() if row in of]
+        best[row] = min(ranked, key=lambda method: places[method][row], default="")
+    rank = {
+        m: f"{mean(of.values()):.1f}" + f" ({len(of)})" * (len(of) < len(results.rows))
+        for m, of in places.items()
+        if of
+    }
+    rankings = sorted(rank, key=lambda m: mean(places[m].values()))
+    detecting = [m for m in results.methods if any(results.values(m, row, "auc") for row in results.rows)]
+    noisy = [row for row in results.rows if row != "clean"]
+    return [
+        "Last-epoch test accuracy, %: mean ± standard deviation (seeds).",
+        _table(results, results.methods, results.rows, accuracy),
+        "Last epoch less cross-entropy's, percentage points: mean ± half the 95 % interval of Student's t over pairs "
+        "of equal seeds (pairs).",
+        _table(results, [m for m in results.methods if m != BASE], results.rows, difference),
+        "At the best accuracy on the noisy validation samples, %.",
+        _table(results, results.methods, results.rows, lambda m, row: percent(results.values(m, row, "at_best_val"))),
+        "Places by last-epoch accuracy among the methods that use these data alone, 1 the highest; a mean rank over "
+        "fewer than all rows has their number behind it.",
+        _table(
+            results, rankings, [*results.rows, "mean"],
+            lambda m, row: rank[m] if row == "mean" else f"{places[m][row]:g}" if row in places[m] else "",
+        ),
+        "Wrong labels found: AUROC / average precision of the method's last scores.",
+        _table(results, detecting, noisy, detection),
+        "Cost, mean over all runs of a method: seconds of training on a machine shared with other work, and images "
+        "that a step went back through, each network and view counted (what is only looked at is not).",
+        _cost(results),
+    ]  # fmt: skip
+
+
+def _table(results: Results, methods: list[str], columns: list[str], text: Callable[[str, str], str]) -> str:
+    head = ["method", *columns]
+    body = [[_name(results, method), *(text(method, column) for column in columns)] for method in methods]
+    return _pipes(head, body)
+
+
+def _pipes(head: list[str], body: list[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _name(results: Results, method: str) -> str:
+    marks = " †" * (method in results.told) + " ‡" * (method in results.outside)
+    return f"[{method}](../experiments/benchmark/{FOLDERS[results.data]}/{method}.json){marks}"
+
+
+def _cost(results: Results) -> str:
+    def means(method: str) -> tuple[float, float]:
+        own = [line for line in results.lines if line["method"] == method]
+        return mean(line["seconds"] for line in own), mean(line["images_seen"] for line in own)
+
+    base = means(BASE) if BASE in results.methods else None
+    body = []
+    for method in results.methods:
+        seconds, images = means(method)
+        times = "" if base is None else f"{images / base[1]:.1f}"
+        epochs = sorted({line["epochs"] for line in results.lines if line["method"] == method})
+        use = results.outside.get(method, "")
+        body.append([_name(results, method), f"{seconds:.0f}", f"{images / 1000:,.0f}", times, ", ".join(epochs), use])
+    return _pipes(["method", "seconds", "1,000 images", "times cross-entropy's", "epochs", "outside weights"], body)
+
+
+def _provenance(results: Results) -> str:
+    def of(key: str) -> str:
+        return ", ".join(sorted({str(line[key]) for line in results.lines}))
+
+    days = sorted(line["date"] for line in results.lines)
+    return (
+        f"{len(results.lines)} runs, {days[0]} to {days[-1]} UTC; commits {of('commit')}; device {of('device')}, "
+        f"threads {of('threads')}."
+    )
+
+
+def published(lines: list[Line]) -> str:
+    """Return the table of published numbers, ours beside them where there are some."""
+    found = {data: Results(data, lines) for data in DATA}
+    body = []
+    for data, method, row, number, source in PUBLISHED:
+        ours = summary(list(found[data].values(method, row, "accuracy").values()))
+        shown = "" if ours is None else f"{100 * ours.mean:.1f} ({ours.n})"
+        body.append([DATA[data].partition(",")[0], method, row, f"{number:.1f}", shown, source])
+    return _pipes(["data", "method", "row", "published", "ours (seeds)", "source"], body)
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draw a panel for each row: each method's mean accuracy and its standard deviation."""
+    colours = {"alone": RIGHT, "told": INK, "outside": WRONG}
+    columns = min(3, len(results.rows))
+    bands = -(-len(results.rows) // columns)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.1 * columns + 1.2, (0.75 + 0.19 * len(results.methods)) * bands))
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(bands, columns, squeeze=False, sharey=True)
+        for ax, row in zip(axes.flat, results.rows, strict=False):
+            for y, method in enumerate(reversed(results.methods)):
+                of = summary(list(results.values(method, row, "accuracy").values()))
+                if of is not None:
+                    kind = results.group(method)
+                    marker = {"alone": "o", "told": "^", "outside": "D"}[kind]
+                    ax.errorbar(
+                        100 * of.mean, y, xerr=None if of.sd is None else 100 * of.sd, fmt=marker, ms=4,
+                        color=colours[kind], elinewidth=1,
+                    )  # fmt: skip
+            ax.set_title(row)
+            ax.set_yticks(range(len(results.methods)), list(reversed(results.methods)))
+            ax.set_ylim(-0.6, len(results.methods) - 0.4)
+        for ax in list(axes.flat)[len(results.rows) :]:
+            ax.set_axis_off()
+        for ax in axes[-1]:
+            ax.set_xlabel("test accuracy, %")
+        figure.savefig(path, dpi=90, metadata={"Software": None})

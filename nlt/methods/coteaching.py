@@ -33,8 +33,8 @@ class CoTeaching(Settings):
 
     name: Literal["co_teaching"] = "co_teaching"
     forget_rate: ForgetRate
-    """f, the share of each batch that nobody learns from in the end, in [0, 1): the noise rate (section 4). Nobody knows
-    that of real data: `estimate` takes what `nlt.detect` makes of it by the features of `backbone`."""
+    """f, the share of each batch that nobody learns from in the end, in [0, 1): the noise rate (section 4). Nobody
+    knows that of real data: `estimate` takes what `nlt.detect` makes of it by the features of `backbone`."""
     ramp: int = Field(10, ge=1)
     """T_k, epochs until that share is reached: 10 (section 4)."""
     training: Stage = Stage()

@@ -8,7 +8,7 @@ from typing import get_args
 
 from mlflow.entities import Run as MlflowRun
 
-from nlt.report.statistics import Difference, Summary, paired_difference, summary
+from nlt.report.statistics import Difference, Summary, paired_difference, ranks, summary
 from nlt.settings import BadInput, brief
 from nlt.spec import Method
 from nlt.tracking import SWEEP_TAG, Store, data_digest, finished_runs, shown
@@ -37,12 +37,15 @@ METRICS = (
     PRECISION,
     Metric("final/noise_recall", "noise_recall", "noise recall"),
     Metric("final/noise_remaining", "noise_remaining", "remaining noise"),
+    Metric("final/noise_auc", "noise_auc", "AUROC of scores"),
+    Metric("final/noise_average_precision", "noise_average_precision", "average precision"),
     Metric("final/train_seconds", "train_seconds", "time", seconds=True),
 )
 
 
 IMBALANCE = ", imbalance "  # behind the noise of long-tailed data
 OF_A_FILE = ("matrix", "human")  # noises that are told by a file's or key's name, not by a rate
+RANKED = 3  # methods and noises, from which on places are told
 KINDS = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])}
 """Methods by name."""
 MOST_TOLD = 3
@@ -78,6 +81,8 @@ class Cell:
     plain: bool
     """Whether none of the method's `told_if_set` is set: cross-entropy with mixup is no baseline."""
     published: Published | None
+    outside: str
+    """The weights of outside origin that it rests on, "" for none."""
     runs: dict[int, MlflowRun]
     """Seed -> run, by seed."""
 
@@ -118,6 +123,24 @@ class Comparison:
     def cell(self, label: str, noise: str) -> Cell | None:
         """Return one cell, if it was run."""
         return next((cell for cell in self.at(noise) if cell.label == label), None)
+
+    def outside(self, label: str) -> str:
+        """Return the weights of outside origin that a method rests on, "" for none."""
+        return next((cell.outside for cell in self.cells if cell.label == label and cell.outside), "")
+
+    def ranks(self) -> dict[str, dict[str, float]]:
+        """Return label -> noise -> place by mean last-epoch accuracy, 1 for the highest.
+
+        Empty for fewer than three methods or noises. A noise counts where two or more methods were run.
+        """
+        if len(self.methods) < RANKED or len(self.noises) < RANKED:
+            return {}
+        found: dict[str, dict[str, float]] = {label: {} for label in self.methods}
+        for noise in self.noises:
+            means = {cell.label: of.mean for cell in self.at(noise) if (of := cell.summary(ACCURACY))}
+            for label, rank in ranks(means).items() if len(means) > 1 else ():
+                found[label][noise] = rank
+        return found
 
     def metrics(self) -> list[Metric]:
         """Return the metrics that any run has."""
@@ -249,11 +272,21 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
             label = f"{label} [{name}]"
         method, loss = run.data.params["method"], run.data.params["loss"]
         latest = max(group.values(), key=lambda r: r.info.start_time)
-        result.append(Cell(label, name, sha, method, loss, noise, not _set_options(run), _published(latest), group))
-    # The standard method and plain cross-entropy first, as papers have it.
+        plain, outside = not _set_options(run), latest.data.tags.get("nlt.outside_weights", "")
+        result.append(Cell(label, name, sha, method, loss, noise, plain, _published(latest), outside, group))
+    # The standard method and plain cross-entropy first, as papers have it, what rests on outside weights last.
     return sorted(
         result,
-        key=lambda c: (c.method != "standard", c.method, c.loss != "CE", c.loss, not c.plain, c.spec_name, c.noise),
+        key=lambda c: (
+            c.outside != "",
+            c.method != "standard",
+            c.method,
+            c.loss != "CE",
+            c.loss,
+            not c.plain,
+            c.spec_name,
+            c.noise,
+        ),
     )
 
 

@@ -5,7 +5,7 @@ The page's text is `templates/page.html`; what users have named is escaped there
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from itertools import count, groupby
+from itertools import count, groupby, islice
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
@@ -15,9 +15,10 @@ from mlflow.entities import Run as MlflowRun
 from nlt.provenance import git_commit
 from nlt.report.collect import Comparison, noise_title, sweeps_of
 from nlt.report.plots import Drawing, svg
-from nlt.report.table import Table, details, results, run_list, show_time
+from nlt.report.table import MANY_NOISES, Entry, Table, details, results, run_list, show_time
 
 NARROW = 6  # inches; a narrower figure is not stretched over the page
+FOLDED = 60  # runs, from which on their list is unfolded by a click
 
 
 def page(parts: Sequence[tuple[Comparison, Sequence[Drawing]]]) -> str:
@@ -29,6 +30,7 @@ def page(parts: Sequence[tuple[Comparison, Sequence[Drawing]]]) -> str:
     shown = [
         {
             "title": comparison.experiment,
+            "wide": len(comparison.noises) >= MANY_NOISES,
             "lead": _lead(comparison),
             "tables": [(next(tables), table) for table in (results(comparison), details(comparison))],
             "figures": [(next(figures), _image(drawing, part), drawing.caption) for drawing in drawings],
@@ -37,13 +39,21 @@ def page(parts: Sequence[tuple[Comparison, Sequence[Drawing]]]) -> str:
         }
         for part, (comparison, drawings) in enumerate(parts)
     ]
-    return environment.get_template("page.html").render(parts=shown, groups=_groups, noise_title=noise_title)
+    return environment.get_template("page.html").render(
+        parts=shown, groups=_groups, bodies=_bodies, noise_title=noise_title, folded=FOLDED
+    )
 
 
 def _groups(table: Table) -> list[tuple[str, int]]:
     """Return what stands above the columns' names, and over how many of them; empty if nothing does."""
     found = [(group, len(list(columns))) for group, columns in groupby(table.columns, lambda column: column.group)]
     return found if any(group for group, _ in found) else []
+
+
+def _bodies(table: Table) -> list[tuple[str, list[list[Entry]]]]:
+    """Return a table's rows group by group, with what each has in common; sorting leaves a row in its group."""
+    rows = iter(table.rows)
+    return [(name, list(islice(rows, n))) for name, n in table.groups or (("", len(table.rows)),)]
 
 
 def _image(drawing: Drawing, part: int) -> Markup:

@@ -95,10 +95,39 @@ def drawings(comparison: Comparison, panels: list[Panel]) -> list[Drawing]:
     """Draw all figures that there are data for."""
     style = lines(comparison.methods)
     with rc_context(STYLE):
-        result = [_accuracy(panels, style), _detection(panels), _remaining(panels, style)]
+        result = [_ranks(comparison), _accuracy(panels, style), _detection(panels), _remaining(panels, style)]
         with_losses = [panel for panel in panels if panel.losses]
         result += [_losses(panel, step) for step, panel in enumerate(with_losses, 1)]
     return [drawing for drawing in result if drawing is not None]
+
+
+def _ranks(comparison: Comparison) -> Drawing | None:
+    places = {label: list(of.values()) for label, of in comparison.ranks().items() if of}
+    if not places:
+        return None
+    order = sorted(places, key=lambda label: -sum(places[label]) / len(places[label]))
+    figure = Figure(figsize=(PANEL_INCHES * 1.7, 0.9 + 0.24 * len(order)))
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for kind, outside in (("from these data alone", False), ("on outside weights", True)):
+        rows = [y for y, label in enumerate(order) if bool(comparison.outside(label)) == outside]
+        if not rows:
+            continue
+        colour = WRONG if outside else RIGHT
+        each = [(rank, y) for y in rows for rank in places[order[y]]]
+        ax.plot(*zip(*each, strict=True), ls="", marker="|", ms=7, color=INK, alpha=0.55)
+        means = [sum(places[order[y]]) / len(places[order[y]]) for y in rows]
+        ax.plot(means, rows, ls="", marker="D" if outside else "o", ms=6.5, color=colour, mec="white", label=kind)
+    ax.set_yticks(range(len(order)), order)
+    ax.set(xlabel="rank by last-epoch test accuracy, 1 the highest", ylim=(-0.6, len(order) - 0.4))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlim(0.5, len(order) + 0.5)
+    _legend(figure, [ax])
+    caption = (
+        "Methods by their mean rank (large marks) over the noises that each was run at; each short line is one noise. "
+        "A rank says nothing of how far apart two methods are."
+    )
+    return Drawing("ranks", "summary/ranks", 1, figure, caption)
 
 
 def _accuracy(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:

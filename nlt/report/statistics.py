@@ -38,6 +38,15 @@ def summary(values: Sequence[float]) -> Summary | None:
     return Summary(len(values), mean(values), stdev(values) if len(values) > 1 else None)
 
 
+def ranks(values: Mapping[str, float]) -> dict[str, float]:
+    """Return each name's place among the values, the highest being 1; equal ones share the mean of their places."""
+    return {
+        name: 1 + sum(other > value for other in values.values())
+        + (sum(other == value for other in values.values()) - 1) / 2
+        for name, value in values.items()
+    }  # fmt: skip
+
+
 def paired_difference(ours: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
     """Return the mean difference over the seeds that both have, with Student's interval, or None if they share none.
 

@@ -1,16 +1,21 @@
 """Tables of a comparison, built once and rendered three times: terminal, Markdown (`text.py`) and page (`html.py`)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from statistics import mean
 from typing import Literal
 
 from nlt.report.collect import ACCURACY, PRECISION, Cell, Comparison, Metric, noise_title
 from nlt.report.statistics import LEVEL, Difference, Summary
 
 SHOWN_FIRST = (ACCURACY, PRECISION)  # what the paper's Table 1 has; the second table has the rest
-RESULTS = (
-    "%, last epoch: mean ± sample standard deviation over seeds (number of seeds). The seeds vary the training; the "
-    "wrong labels are the same for all of them."
+MANY_NOISES = 4  # from which on the first table has the accuracy alone
+RESULTS = "%, last epoch: mean ± sample standard deviation over seeds{n}."
+SEEDS = "The seeds vary the training; the wrong labels are the same for all of them."
+RANK = (
+    "Mean rank: of a method's places by mean accuracy, 1 the highest, over the noises that it was run at (their "
+    "number, if not all)."
 )
 
 
@@ -46,14 +51,22 @@ class Table:
     title: str = ""
     kind: Literal["results", "runs"] = "results"
     """What is in the rows: the page sets runs smaller."""
+    groups: tuple[tuple[str, int], ...] = ()
+    """What rows that follow one another have in common, and how many they are; empty for one group without a name."""
 
 
 def results(comparison: Comparison) -> Table:
-    """Return method x noise: last-epoch test accuracy, and noise precision where it is known, beside the published."""
+    """Return method x noise: last-epoch test accuracy, and noise precision where it is known, beside the published.
+
+    Of many noises the accuracy alone and the methods' mean rank; methods on outside weights stand below the others.
+    """
+    first, places = shown_first(comparison), comparison.ranks()
+    counts = {len(cell.runs) for cell in comparison.cells}
+    alike = first == (ACCURACY,) and len(counts) == 1
     columns = [
         (noise, metric)
         for noise in comparison.noises
-        for metric in SHOWN_FIRST
+        for metric in first
         if metric is ACCURACY or any(cell.values(metric) for cell in comparison.at(noise))
     ]
     names = {ACCURACY.key: "test accuracy", PRECISION.key: "noise precision"}
@@ -63,20 +76,42 @@ def results(comparison: Comparison) -> Table:
         row = [Entry(label)]
         for noise, metric in columns:
             cell = comparison.cell(label, noise)
-            number = "" if cell is None else show(cell.summary(metric), metric)
+            found = None if cell is None else cell.summary(metric)
+            number = show(found, metric) if found is None or not alike else show_mean(found, metric)
             is_best = metric is ACCURACY and cell is not None and cell is best[noise]
             row.append(Entry(number, show_published(cell, metric), is_best))
+        if places:
+            row.append(Entry(show_rank(places[label], len(comparison.noises))))
         rows.append(row)
-    heads = [Column("method", text=True), *(Column(names[metric.key], noise) for noise, metric in columns)]
+    if first == (ACCURACY,):
+        numbers = [Column(noise_title(noise).replace(" noise", "")) for noise, _ in columns]
+    else:
+        numbers = [Column(names[metric.key], noise) for noise, metric in columns]
+    heads = [Column("method", text=True), *numbers, *([Column("mean rank")] if places else [])]
     sources = comparison.sources()
     published = f"In brackets what is published (number of runs, where it is said): {'; '.join(sources)}."
-    caption = " ".join([RESULTS, *([published] if sources else [])])
-    return Table(heads, rows, caption, comparison.experiment)
+    n = f", {counts.pop()} of each" if alike else " (number of seeds)"
+    what = "Test accuracy, " * (first == (ACCURACY,)) + RESULTS.format(n=n)
+    caption = " ".join([what, SEEDS, *([RANK] if places else []), *([published] if sources else [])])
+    return Table(heads, rows, caption, comparison.experiment, groups=_by_outside_weights(comparison))
+
+
+def shown_first(comparison: Comparison) -> tuple[Metric, ...]:
+    """Return what the first table has of each noise."""
+    return SHOWN_FIRST if len(comparison.noises) < MANY_NOISES else (ACCURACY,)
+
+
+def _by_outside_weights(comparison: Comparison) -> tuple[tuple[str, int], ...]:
+    outside = [comparison.outside(label) != "" for label in comparison.methods]
+    if not any(outside):
+        return ()
+    groups = ("from these data alone", outside.count(False)), ("on outside weights", outside.count(True))
+    return tuple((name, rows) for name, rows in groups if rows)
 
 
 def details(comparison: Comparison) -> Table:
     """Return all other metrics, a row per noise and method, and the difference to the baseline."""
-    metrics = [metric for metric in comparison.metrics() if metric not in SHOWN_FIRST]
+    metrics = [metric for metric in comparison.metrics() if metric not in shown_first(comparison)]
     differs = any(comparison.difference(cell) for cell in comparison.cells)
     numbers = ["seeds", *(["difference"] if differs else []), *map(heading, metrics)]
     rows = []
@@ -90,7 +125,9 @@ def details(comparison: Comparison) -> Table:
             rows.append([Entry(text) for text in (*texts, *(show_mean(s, metric) if s else "" for s, metric in found))])
     columns = [Column("noise", text=True), Column("method", text=True), *map(Column, numbers)]
     what = "All else that was measured, mean ± sample standard deviation; time is that of training alone."
-    return Table(columns, rows, " ".join(filter(None, (what, _differences_caption(comparison)))))
+    groups = tuple((noise_title(noise), len(comparison.at(noise))) for noise in comparison.noises)
+    many = groups if len(comparison.noises) >= MANY_NOISES else ()
+    return Table(columns, rows, " ".join(filter(None, (what, _differences_caption(comparison)))), groups=many)
 
 
 def run_list(comparison: Comparison) -> Table:
@@ -143,6 +180,13 @@ def show_mean(found: Summary, metric: Metric) -> str:
     scale, digits = (1, 0) if metric.seconds else (100, 1)
     spread = "" if found.sd is None else f" ± {scale * found.sd:.{digits}f}"
     return f"{scale * found.mean:.{digits}f}{spread}"
+
+
+def show_rank(places: Mapping[str, float], noises: int) -> str:
+    """Return the mean of places, "2.4", and their number where it is not that of all `noises`."""
+    if not places:
+        return ""
+    return f"{mean(places.values()):.1f}" + ("" if len(places) == noises else f" ({len(places)})")
 
 
 def show_difference(found: Difference | None, seeds: int) -> str:
