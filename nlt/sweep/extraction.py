@@ -66,27 +66,25 @@ def _make(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     on_gpu = device.type == "cuda"
-    arguments = (backbone, ray.put(read), device, _same_everywhere(backbone))
-    parts = ray.data.from_items([{"first": first, "last": last} for first, last in spans])
-    made = parts.repartition(len(spans)).map_batches(
-        _Worker, fn_constructor_args=arguments, batch_size=1, concurrency=(1, min(max(1, workers), len(spans))),
-        num_cpus=None if on_gpu else 1, num_gpus=1 if on_gpu else None,
+    arguments = (backbone, device, _same_everywhere(backbone))
+    rows = [{"first": first, "last": last} for first, last in spans]
+    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _Worker,  # type: ignore[arg-type]  # its types do not know fn_args
+        fn_args=(ray.put(read),), fn_constructor_args=arguments, batch_size=1,
+        concurrency=(1, min(max(1, workers), len(rows))), num_cpus=None if on_gpu else 1,
+        num_gpus=1 if on_gpu else None,
     )  # fmt: skip
     for row in made.iter_rows():
         if row["error"]:
             raise BadInput(row["error"])
-        rows = row["last"] - row["first"]
-        yield row["first"], np.frombuffer(row["features"], np.float16).reshape(rows, -1)
+        yield row["first"], np.frombuffer(row["features"], np.float16).reshape(row["last"] - row["first"], -1)
 
 
 class _Worker:
     """A network in a process of its own."""
 
-    def __init__(self, backbone: AnyBackbone, read: Any, device: torch.device, expected: dict[str, Any]) -> None:
-        import ray
-
+    def __init__(self, backbone: AnyBackbone, device: torch.device, expected: dict[str, Any]) -> None:
         self._node, self._backbone, self._error = socket.gethostname(), backbone, ""
-        self._read: Read = ray.get(read)
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as many CPUs as Ray has given it
         try:
             found = _same_everywhere(backbone)
@@ -97,12 +95,12 @@ class _Worker:
         except BadInput as error:  # told with the first part: Ray would begin a worker again that cannot be made
             self._error = str(error)
 
-    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> Row:
+    def __call__(self, batch: dict[str, NDArray[np.int64]], read: Read) -> Row:
         first, last = int(batch["first"][0]), int(batch["last"][0])
         features, error = b"", self._error
         try:
             if not error:
-                pieces = encode_batches(self._encode, self._read, self._backbone.side(), [(first, last)])
+                pieces = encode_batches(self._encode, read, self._backbone.side(), [(first, last)])
                 features = np.concatenate([piece_BD for _, piece_BD in pieces]).tobytes()
         except BadInput as problem:
             error = str(problem)
