@@ -161,7 +161,7 @@ def spec(patience: int | None = 2, lr: float = 1e-9, val_fraction: float = 0.2, 
     training = {"epochs": 9, "batch_size": 32, "schedule": {"name": "constant", "lr": lr}}
     method = {"name": "standard", "early_stopping": patience, "training": training}
     data = {"name": "digits", "limit": 100, "val_fraction": val_fraction}
-    return check(tiny(method=method, data=data, **changes), "test")
+    return check(tiny(method=method, data=data, checkpoint_every=2, **changes), "test")
 
 
 def run(store: Store, **more: Any) -> Result:
