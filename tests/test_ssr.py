@@ -70,9 +70,13 @@ def trained(method: SSR, **more: Any) -> tuple[Run, list[EpochRecord]]:
     return run, told
 
 
-def test_one_step_by_hand() -> None:
-    """Class 0 has four kept samples, which come once, class 1 three, of which one comes twice: one batch of 8."""
-    run, told = run_of()
+@pytest.mark.parametrize(("seed", "smaller"), [(0, False), (1, True)])
+def test_one_step_by_hand(seed: int, smaller: bool) -> None:
+    """Class 0 has four kept samples, which come once, class 1 three, of which one comes twice: one batch of 8.
+
+    `smaller`: whether the seed's Beta(4, 4) is below 1/2, so that 1 - lambda takes its place.
+    """
+    run, told = run_of(seed=seed)
     generator = torch.Generator()
     generator.set_state(run.generator.get_state())
     ssr().train(run)
@@ -80,6 +84,7 @@ def test_one_step_by_hand() -> None:
     first = next(row for row in torch.randperm(8, generator=generator).tolist() if row in (5, 6, 7))
     rows = torch.tensor(sorted([0, 1, 2, 3, 5, 6, 7, first]))[torch.randperm(8, generator=generator)]
     u = torch.rand((), generator=generator, dtype=torch.float64).item()
+    assert (u < 0.5) is smaller
     lam = max(beta.ppf(u, 4, 4), 1 - beta.ppf(u, 4, 4))
     x = (torch.tensor(PIXELS)[rows] / 255).repeat(2, 1)
     y = torch.eye(2)[torch.tensor([0, 0, 0, 0, 0, 1, 1, 1])[rows]].repeat(2, 1)
