@@ -1,9 +1,7 @@
 """Ours: one network and its average; leave-one-out predictions from the average's features say which labels to trust.
 
-A closed-form classifier on the network's own features predicts each label from all other samples, so that it cannot
-have memorized the label that it judges, as far as the features have not.
-
-N samples, B of them in a batch, D features, K classes.
+A closed-form classifier on these features predicts each label from all other samples: it cannot have memorized the
+label that it judges, as far as the features have not. N samples, B of them in a batch, D features, K classes.
 """
 
 from typing import ClassVar, Literal
@@ -28,14 +26,11 @@ class LeaveOneOutConsistency(Settings):
     2. Training. Every `refresh` epochs `nlt.detect.find_label_errors` makes P = P(true class | features, given label)
        of the average's features of all images as they are; a label of P > 1/2 is trusted.
 
-    A sample's target is its given label y if that is trusted, else (P + q) / 2 with q the average's prediction for the
-    weak view, which is the experiment's augmentation; no gradient goes through targets. The loss is cross-entropy with
-    mixup (Zhang et al. 2018, eq. 1). Every other trusted sample is learned in its weak view, all others in the strong
-    one, so that without a trusted label both views have to agree (Sohn et al. 2020, eq. 4, without its threshold).
-
-    DivideMix (Li et al. 2020) has this division from losses, by two networks; new is that leave-one-out predictions
-    and a transition matrix divide. Scores are the log odds of 1 - P_y. The method is told no rate and sees no clean
-    label.
+    A trusted label is its sample's target, else (P + q) / 2 with q the average's prediction for the weak view, which is
+    the experiment's augmentation; no gradient goes through q. The loss is cross-entropy with mixup (Zhang et al. 2018,
+    eq. 1). Every other trusted sample is learned in its weak view, all others in the strong one: without a trusted
+    label both views have to agree (Sohn et al. 2020, eq. 4, without its threshold). DivideMix (Li et al. 2020) divides
+    by losses of two networks, this by leave-one-out predictions and T. Scores are the log odds of 1 - P_y.
     """
 
     title: ClassVar = "Leave-one-out consistency"
@@ -46,8 +41,7 @@ class LeaveOneOutConsistency(Settings):
     mixing: float = Field(1.0, gt=0, le=100)
     """alpha of mixup's Beta(alpha, alpha): 1, as Zhang et al. 2018 on CIFAR-10 (section 3.2)."""
     memory: float = Field(0.99, ge=0, lt=1)
-    """The average's memory, per step, in [0, 1); in epoch t of the warm-up at most 1 - 1 / t, to leave the first
-    weights behind."""
+    """The average's memory, per step, in [0, 1); in epoch t of the warm-up at most 1 - 1 / t."""
     refresh: int = Field(2, ge=1)
     """Epochs that a judgement of the labels lasts."""
     warmup: Stage = Stage(epochs=50, batch_size=64, schedule=Constant(lr=0.03))
@@ -85,8 +79,9 @@ class LeaveOneOutConsistency(Settings):
 
     def _learn(self, run: Run, epoch: Epoch, net: Learner, batch: Batch, targets_BK: Tensor, trusted_B: Tensor) -> None:
         """Take one step; a mixed image counts as that of its larger part."""
+        weak_BCHW, strong_BCHW = batch.views
         weak_B = trusted_B & (torch.arange(len(trusted_B), device=trusted_B.device) % 2 == 0)
-        images_BCHW = torch.where(weak_B[:, None, None, None], *batch.views)
+        images_BCHW = torch.where(weak_B[:, None, None, None], weak_BCHW, strong_BCHW)
         mixed_BCHW, mixed_BK = mixup(images_BCHW, targets_BK, self.mixing, run.generator, larger_first=True)
         logits_BK = net(mixed_BCHW)
         losses_B = -(mixed_BK * logits_BK.log_softmax(1)).sum(1)
