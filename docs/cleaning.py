@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
     arguments = parser.parse_args(argv)
-    for cell in () if arguments.page_only else _cells(arguments.classifier or CLASSIFIERS, arguments.seeds):
+    for cell in () if arguments.page_only else _cells(arguments.classifier or list(CLASSIFIERS), arguments.seeds):
         if arguments.data and cell.data not in arguments.data:
             continue
         # Read anew each time: another call may have measured it meanwhile.

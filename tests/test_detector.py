@@ -55,10 +55,10 @@ def experiment(file: Path, method: dict[str, Any], **more: Any) -> Path:
     return file
 
 
-STAGE = {"epochs": 4, "batch_size": 16, "schedule": {"name": "constant", "lr": 0.05}}
+STAGE = {"epochs": 2, "batch_size": 16, "schedule": {"name": "constant", "lr": 0.05}}
 O2U = {
     "name": "o2u", "forget_rate": 0.2, "pretraining": STAGE, "training": STAGE | {"epochs": 1},
-    "cyclical": STAGE | {"epochs": 6, "schedule": {"name": "cyclical", "r1": 0.05, "r2": 0.005, "period": 3}},
+    "cyclical": STAGE | {"epochs": 4, "schedule": {"name": "cyclical", "r1": 0.05, "r2": 0.005, "period": 2}},
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_an_experiment_files_method_ranks_the_labels_and_a_second_call_trains_no
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["ranking"] == "o2u"
-    assert found["auroc"] > 0.8
+    assert found["auroc"] > 0.7  # six epochs; by chance 0.5
     assert found["flagged"] == 40  # its own forget_rate
     rows = rows_of(tmp_path / "out")
     assert [float(row["o2u"]) for row in rows] == sorted((float(row["o2u"]) for row in rows), reverse=True)
@@ -172,7 +172,7 @@ def test_interrupted_it_goes_on_and_ends_alike(judged, tmp_path, monkeypatch):
     def interrupted(folder: Path, step: int, state: Any) -> None:
         save(folder, step, state)
         steps.append(step)
-        if len(steps) == 7:
+        if len(steps) == 5:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(trained.checkpoint, "save", interrupted)
@@ -180,11 +180,11 @@ def test_interrupted_it_goes_on_and_ends_alike(judged, tmp_path, monkeypatch):
         trained_by(judged, spec, tmp_path / "data")
     # All that is left is the last stage, which reports nothing of samples.
     again = trained_by(judged, spec, tmp_path / "data").errors
-    assert steps == list(range(1, 9))
+    assert steps == list(range(1, 7))
     np.testing.assert_array_equal(again.p_wrong_N, whole.p_wrong_N)
     np.testing.assert_array_equal(again.scores["o2u"], whole.scores["o2u"])
     (folder,) = (tmp_path / "data" / "trained").iterdir()
-    assert [file.name for file in folder.iterdir()] == ["checkpoint-000008.pt"]
+    assert [file.name for file in folder.iterdir()] == ["checkpoint-000006.pt"]
 
 
 def test_another_seed_side_or_label_is_trained_anew(judged, tmp_path):

@@ -72,7 +72,7 @@ class LabelErrors:
         """Return whose label is to be acted on: p_wrong above 1/2, but no more than the rate says are wrong (and at
         most 99 %), the most suspicious first."""
         most = smallest(torch.from_numpy(self.scores["posterior"]), min(self.rate.point, 0.99))
-        return (self.p_wrong_N > 0.5) & ~most.numpy()
+        return np.asarray((self.p_wrong_N > 0.5) & ~most.numpy())
 
     def table(self) -> "pd.DataFrame":
         """Return one row per sample, worst first: id, given_label, suggested_label, p_wrong, p_y, margin, posterior."""
