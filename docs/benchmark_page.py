@@ -151,6 +151,10 @@ def _sections(results: Results) -> list[str]:
         found = [results.values(method, row, key) for key in ("auc", "average_precision")]
         return " / ".join(f"{mean(of.values()):.3f}" for of in found if of)
 
+    def estimate(method: str, row: str) -> str:
+        found, wrong = (results.values(method, row, key) for key in ("estimated_rate", "wrong"))
+        return f"{100 * mean(found.values()):.0f} / {100 * mean(wrong.values()):.0f}" if found and wrong else ""
+
     places, best = results.ranks(), dict[str, str]()
     for row in results.rows:
         ranked = [method for method, of in places.items() if row in of]
@@ -162,6 +166,7 @@ def _sections(results: Results) -> list[str]:
     }
     rankings = sorted(rank, key=lambda m: mean(places[m].values()))
     detecting = [m for m in results.methods if any(results.values(m, row, "auc") for row in results.rows)]
+    estimating = [m for m in results.methods if any(results.values(m, row, "estimated_rate") for row in results.rows)]
     noisy = [row for row in results.rows if row != "clean"]
     return [
         "Last-epoch test accuracy, %: mean ± standard deviation (seeds).",
@@ -179,6 +184,8 @@ def _sections(results: Results) -> list[str]:
         ),
         "Wrong labels found: AUROC / average precision of the method's last scores.",
         _table(results, detecting, noisy, detection),
+        "Share of wrong labels that a method estimated / that there was, %.",
+        _table(results, estimating, results.rows, estimate),
         "Cost, mean over all runs of a method: seconds of training on a machine shared with other work, and images "
         "that a step went back through, each network and view counted (what is only looked at is not).",
         _cost(results),

@@ -27,8 +27,9 @@ from nlt.report.collect import ACCURACY, Cell, noise_title
 from nlt.report.curves import by_truth, curve, histogram_steps, mean_losses, panels, stage_starts
 from nlt.report.html import page
 from nlt.report.plots import STYLE, _legend, axis_tops, drawings, lines, pdf, png
-from nlt.report.statistics import paired_difference, summary
+from nlt.report.statistics import paired_difference, ranks, summary
 from nlt.report.summary import log_summary
+from nlt.report.table import results
 from nlt.settings import BadInput
 from nlt.tracking import Store, experiment_id, open_store
 
@@ -176,6 +177,11 @@ def test_pairs_are_the_seeds_that_both_have():
 def test_one_pair_has_no_interval_and_none_no_difference():
     assert paired_difference({0: 0.5, 1: 0.6}, {1: 0.4, 2: 0.4}).half is None
     assert paired_difference({0: 0.5}, {1: 0.4}) is None
+
+
+def test_equal_values_share_the_mean_of_their_places():
+    assert ranks({"a": 0.5, "b": 0.9, "c": 0.5, "d": 0.1}) == {"b": 1, "a": 2.5, "c": 2.5, "d": 4}
+    assert ranks({}) == {}
 
 
 # ---- which runs make a cell ----
@@ -479,7 +485,8 @@ def read_page(written) -> References:
 
 def test_the_page_fetches_nothing(read_page):
     assert read_page.outside == []
-    assert not {"script", "link", "iframe", "img", "object", "base"} & set(read_page.tags)
+    assert not {"link", "iframe", "img", "object", "base"} & set(read_page.tags)
+    assert read_page.tags.count("script") == 1  # sorts the tables
 
 
 def test_ids_of_figures_do_not_meet(read_page):
@@ -502,7 +509,7 @@ def test_names_are_text_on_the_page(store):
     [comparison] = compare(store)
     parser = References()
     parser.feed(page([(comparison, [])]))
-    assert "script" not in parser.tags
+    assert parser.tags.count("script") == 1
     assert "<script>alert(1)</script>" in parser.text
 
 
@@ -577,3 +584,59 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(filled, tmp_path):
         if "--figures" not in args:
             assert old.read_text() == "as it was"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "old.html"]
+
+
+# ---- many methods and noises ----
+
+NOISES = ("none", "pair_flip 0.4", "symmetric 0.2", "symmetric 0.6")
+# A row per method: its accuracy at each of the noises; None where it was not run. GCE rests on outside weights.
+MANY = {
+    ("standard", "CE"): (0.9, 0.5, 0.7, 0.4),
+    ("standard", "GCE"): (0.95, 0.6, 0.7, 0.5),
+    ("elr", "CE"): (0.8, 0.7, 0.8, None),
+}
+
+
+@pytest.fixture
+def many(store):
+    for (method, loss), accuracies in MANY.items():
+        tags = {"nlt.outside_weights": "ImageNet"} if loss == "GCE" else {}
+        for noise, accuracy in zip(NOISES, accuracies, strict=True):
+            if accuracy is not None:
+                add(store, Made(method, loss, noise, accuracy=accuracy, sha=f"{method} {loss} {noise}", tags=tags))
+    [comparison] = compare(store)
+    return comparison
+
+
+def test_of_many_noises_the_first_table_has_accuracy_and_mean_rank_by_hand(many):
+    table = results(many)
+    assert [column.name for column in table.columns] == [
+        "method", "no added", "pair flip, 40 %", "symmetric, 20 %", "symmetric, 60 %", "mean rank"
+    ]  # fmt: skip
+    texts = [[entry.text for entry in row] for row in table.rows]
+    # Places of CE 2, 3, 2.5, 2; of ELR 3, 1, 1; of GCE 1, 2, 2.5, 1.
+    assert texts == [
+        ["Standard, CE", "90.0", "50.0", "70.0", "40.0", "2.4"],
+        ["ELR", "80.0", "70.0", "80.0", "", "1.7 (3)"],
+        ["Standard, GCE", "95.0", "60.0", "70.0", "50.0", "1.6"],
+    ]
+    assert table.groups == (("from these data alone", 2), ("on outside weights", 1))
+    assert "1 of each" in table.caption and "Mean rank" in table.caption
+    assert [entry.best for entry in table.rows[1]] == [False, False, True, True, False, False]
+
+
+def test_places_are_told_from_three_methods_and_noises_on(filled):
+    [comparison] = compare(filled)
+    assert comparison.ranks() == {}
+    assert "rank" not in results(comparison).caption
+
+
+def test_the_page_of_many_groups_rows_and_draws_the_ranks(many):
+    drawn = drawings(many, [])
+    assert [drawing.name for drawing in drawn] == ["ranks"]
+    parser = References()
+    parser.feed(page([(many, drawn)]))
+    text = parser.text
+    assert text.index("from these data alone") < text.index("ELR") < text.index("on outside weights")
+    assert parser.tags.count("tbody") == 2 + 4 + 1 + 1  # groups of methods, noises, provenance, runs
+    assert parser.outside == []
