@@ -260,11 +260,11 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
     firsts = [next(iter(group.values())) for group in groups]
     noises = [noise_of(run) for run in firsts]
     names = [str(run.info.run_name) for run in firsts]
-    plain = _labels(firsts, noises)
-    taken = Counter(zip(plain, noises, strict=True))
-    named = Counter(zip(plain, noises, names, strict=True))
+    labels = _labels(firsts, noises)
+    taken = Counter(zip(labels, noises, strict=True))
+    named = Counter(zip(labels, noises, names, strict=True))
     result = []
-    for group, run, label, noise, name in zip(groups, firsts, plain, noises, names, strict=True):
+    for group, run, label, noise, name in zip(groups, firsts, labels, noises, names, strict=True):
         sha = run.data.tags["nlt.spec_sha256"]
         if named[label, noise, name] > 1:
             label = f"{label} [{name} {sha[:6]}]"
