@@ -37,8 +37,8 @@ class SOP(Settings):
 
     name: Literal["sop"] = "sop"
     lr_u: float = Field(10.0, ge=0, le=10_000)
-    """Learning rate of u at a batch size of 128: 10 for CIFAR-10 (the reproduction KlemenVovk/noisy-labels), 1 for
-    CIFAR-100, 0.1 there with asymmetric noise (the authors' README)."""
+    """Learning rate of u at a batch size of 128: 10 for CIFAR-10 (as in the reproduction KlemenVovk/noisy-labels), 1
+    for CIFAR-100, 0.1 there with asymmetric noise (the authors' README)."""
     lr_v: float = Field(10.0, ge=0, le=10_000)
     """Learning rate of v: 10 for both, 100 for CIFAR-100 with asymmetric noise (same sources)."""
     training: Stage = Stage()
