@@ -95,3 +95,11 @@ def test_a_compiled_learner_embeds_with_whole_training_batches_too(monkeypatch: 
 def test_a_network_without_a_linear_layer_is_named() -> None:
     with pytest.raises(RuntimeError, match="Conv2d has no linear layer"):
         last_linear(nn.Conv2d(1, 1, 1))
+
+
+def test_of_several_linear_layers_the_last_one_is_the_head() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, K))
+    assert last_linear(network) is network[3]
+    images_NHWC = pixels(2, C=1, side=2)
+    expected_ND = network[:3](images_NHWC.flatten(1) / 255).detach()
+    torch.testing.assert_close(embed(make_learner(network), images_NHWC), expected_ND)
