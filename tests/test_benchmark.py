@@ -147,7 +147,7 @@ def line(method: str, row: str, seed: int, accuracy: float, **more: Any) -> dict
 LINES = [
     line("base", "clean", 0, 0.95), line("base", "clean", 1, 0.97),
     line("base", "symmetric 60", 0, 0.50), line("base", "symmetric 60", 1, 0.60),
-    line("elr", "clean", 0, 0.90, recipe="older"), line("elr", "clean", 0, 0.96), line("elr", "clean", 1, 0.98),
+    line("elr", "clean", 0, 0.90, recipe="older"), line("elr", "clean", 2, 0.10, recipe="older"), line("elr", "clean", 0, 0.96), line("elr", "clean", 1, 0.98),
     line("elr", "symmetric 60", 0, 0.80, estimated_rate=0.55, wrong=0.6, auc=0.9, average_precision=1.0),
     line("elr", "symmetric 60", 1, 0.70, auc=1.0, average_precision=1.0),
     line("o2u_told", "symmetric 60", 0, 0.99, told=True, images_seen=2500.0),

@@ -272,8 +272,8 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
             label = f"{label} [{name}]"
         method, loss = run.data.params["method"], run.data.params["loss"]
         latest = max(group.values(), key=lambda r: r.info.start_time)
-        plain, outside = not _set_options(run), latest.data.tags.get("nlt.outside_weights", "")
-        result.append(Cell(label, name, sha, method, loss, noise, plain, _published(latest), outside, group))
+        unset, outside = not _set_options(run), latest.data.tags.get("nlt.outside_weights", "")
+        result.append(Cell(label, name, sha, method, loss, noise, unset, _published(latest), outside, group))
     # The standard method and plain cross-entropy first, as papers have it, what rests on outside weights last.
     return sorted(
         result,
