@@ -138,10 +138,10 @@ def accuracy_of_an_epoch() -> str:
         accuracies = []
         epochs = run.epochs
 
-        def watched(name: str, stage: Stage, net: Any) -> Any:
+        def watched(name: str, stage: Stage, net: Any, patience: int | None) -> Any:
             split = run._held_out["test"]
             accuracies.append(evaluate([net], split.images_NHWC, split.labels_N))
-            return epochs(name, stage, net)
+            return epochs(name, stage, net, patience=patience)
 
         run.epochs = watched  # type: ignore[method-assign]
         Standard(training=Stage(epochs=1, batch_size=4, schedule=Constant(lr=0.3))).train(run)

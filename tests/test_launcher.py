@@ -218,7 +218,9 @@ def test_runs_on_the_same_data_share_an_entry_that_is_true_of_each(store):
     for one in (held_out, check(tiny(), "test")):
         (given,) = run_of(store, launch(one, store=store, options=Options(device="cpu"))).inputs.dataset_inputs
         assert json.loads(given.dataset.profile)["train"] == 100
-        assert json.loads(given.dataset.source) == {"name": "digits", "classes": None, "limit": 100, "seed": 0}
+        assert json.loads(given.dataset.source) == {
+            "name": "digits", "classes": None, "limit": 100, "imbalance": 1.0, "seed": 0
+        }  # fmt: skip
 
 
 def test_the_logged_model_predicts_as_the_weights_do(finished):

@@ -217,7 +217,8 @@ def test_long_tailed_data_have_a_row_and_a_baseline_of_their_own(store):
     assert comparison.noises == ["symmetric 0.2", "symmetric 0.2, imbalance 10"]
     assert comparison.methods == ["Standard, CE", "O2U"]
     assert comparison.difference(comparison.cell("O2U", "symmetric 0.2, imbalance 10")).mean == pytest.approx(0.1)
-    assert "symmetric noise, 20 %, imbalance 10" in markdown([comparison])
+    assert noise_title("symmetric 0.2, imbalance 10") == "symmetric noise, 20 %, imbalance 10"
+    assert "symmetric 0.2, imbalance 10: test accuracy" in markdown([comparison])
 
 
 def test_a_run_belongs_to_each_of_its_sweeps(store):
