@@ -85,6 +85,7 @@ class _Worker:
 
     def __init__(self, backbone: AnyBackbone, device: torch.device, expected: dict[str, Any]) -> None:
         self._node, self._backbone, self._error = socket.gethostname(), backbone, ""
+        self._read: Read | None = None
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as many CPUs as Ray has given it
         try:
             found = _same_everywhere(backbone)
@@ -95,12 +96,17 @@ class _Worker:
         except BadInput as error:  # told with the first part: Ray would begin a worker again that cannot be made
             self._error = str(error)
 
-    def __call__(self, batch: dict[str, NDArray[np.int64]], read: Read) -> Row:
+    def __call__(self, batch: dict[str, NDArray[np.int64]], kept: Any) -> Row:
+        """Make features of the one part in a batch; `kept` is where the cluster keeps what reads the images."""
+        import ray
+
+        if self._read is None:
+            self._read = ray.get(kept)
         first, last = int(batch["first"][0]), int(batch["last"][0])
         features, error = b"", self._error
         try:
             if not error:
-                pieces = encode_batches(self._encode, read, self._backbone.side(), [(first, last)])
+                pieces = encode_batches(self._encode, self._read, self._backbone.side(), [(first, last)])
                 features = np.concatenate([piece_BD for _, piece_BD in pieces]).tobytes()
         except BadInput as problem:
             error = str(problem)
