@@ -22,7 +22,7 @@ from PIL import Image
 
 import nlt.cleaning.folder
 from nlt.cleaning import decide, write_output
-from nlt.cleaning.export import folder_names
+from nlt.cleaning.export import Clean, folder_names
 from nlt.cleaning.folder import built
 from nlt.data.labelled import read_labelled
 from nlt.settings import BadInput
@@ -192,6 +192,14 @@ def test_removed_ones_are_not_in_the_clean_folder_and_the_input_is_untouched(dat
     write_output(out, data, judged(data, SUGGESTED))
     assert set(tree(out / "clean")) == {"cat/2.png", "cat/old/1.png", "dog/1.png"}
     assert tree(data.source) == before
+
+
+def test_names_and_splits_are_made_once_not_once_a_file() -> None:
+    """Of 100,000 files that was the difference between a minute and an hour."""
+    clean = Clean(Path(), "folder", ("a", "b"), pd.DataFrame({"path": ["a/1.png", "b/2.png"]}), None, None)
+    assert clean.names == ["a/1.png", "b/2.png"]
+    assert clean.names is clean.names
+    assert clean.splits is clean.splits
 
 
 def test_files_are_copied_where_links_are_not_possible(data, out, monkeypatch):

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -41,12 +42,12 @@ class Clean:
     pixels_NCHW: NDArray[np.uint8] | None
     """Of an npz."""
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Path or id of each sample."""
         return [str(name) for name in self.table.iloc[:, 0]]
 
-    @property
+    @cached_property
     def splits(self) -> list[str]:
         """The split of each sample, "" where there are none."""
         return list(self.table["split"]) if "split" in self.table else [""] * len(self.table)
