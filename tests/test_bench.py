@@ -37,6 +37,7 @@ def test_a_size_that_is_none_is_refused(option, value):
     assert option in result.output
 
 
+@pytest.mark.slow  # README's command is run by the default suite, this looks at its numbers
 def test_smoke():
     result = CliRunner().invoke(main, ["bench", "--smoke", "--device", "cpu"])
     assert result.exit_code == 0, result.output
