@@ -29,9 +29,8 @@ def prepare(
     if not 0 <= seed < 2**63:
         raise BadInput(f"--seed {seed}: a seed is a whole number from 0 to 2^63 - 1.")
     on = find_device(device)
-    if dataset is None:
-        dataset = spec.load_data(Path(os.path.expanduser(data_root)))
-    dataset = with_noise_file(dataset, spec.noise)
+    root = Path(os.path.expanduser(data_root))
+    dataset = spec.load_data(root) if dataset is None else with_noise_file(dataset, spec.noise)
     if dataset.test is None:
         raise BadInput(f"data: {dataset.name} has no test images, which a run is measured on: {dataset.test_mend}.")
     K = len(dataset.classes)
@@ -97,7 +96,7 @@ def prepare(
         augmentation=spec.augmentation,
         evaluate=spec.evaluate,
         steps=spec.steps(),
-        cache=Path(os.path.expanduser(data_root)) / "features",
+        cache=root / "features",
     )
 
 

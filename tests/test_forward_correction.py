@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Net, make_run, samples
+from conftest import Net, OnePixel, make_run, samples
 
 from nlt.data import Samples
 from nlt.losses import CE
@@ -33,16 +33,6 @@ def test_the_percentile_is_the_authors_sample_or_its_neighbour() -> None:
         threshold = torch.quantile(p_NK[:, i], 0.97, interpolation="higher")
         theirs = p_NK[:, i][p_NK[:, i] < threshold].max()
         assert float(ours[i, i]) in (float(theirs), float(ascending[(ascending == theirs).nonzero()[0, 0] + 1]))
-
-
-class OnePixel:
-    """A linear model of one white pixel, weights 0 and the logits (ln 3, 0): p = (3/4, 1/4)."""
-
-    def build(self, C: int, H: int, W: int, K: int) -> torch.nn.Module:
-        network = Net(C * H * W, K)
-        torch.nn.init.zeros_(network.linear.weight)
-        network.linear.bias.data = torch.tensor([1.0986123, 0.0])
-        return network
 
 
 def test_one_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Net, make_run, samples
+from conftest import OnePixel, make_run, samples
 
 from nlt.data import Samples
 from nlt.losses import CE
@@ -15,16 +15,6 @@ from nlt.train import Stage
 
 def stage(epochs: int, lr: float, batch_size: int = 8) -> Stage:
     return Stage(epochs=epochs, batch_size=batch_size, loss=CE(), schedule=Constant(lr=lr))
-
-
-class OnePixel:
-    """A linear model of one pixel with weights 0 and the logits (ln 3, 0): p = (3/4, 1/4) for any image."""
-
-    def build(self, C: int, H: int, W: int, K: int) -> torch.nn.Module:
-        network = Net(C * H * W, K)
-        torch.nn.init.zeros_(network.linear.weight)
-        network.linear.bias.data = torch.tensor([1.0986123, 0.0])
-        return network
 
 
 def started(run: Run, monkeypatch: pytest.MonkeyPatch, u_N: list[float], v_NK: list[list[float]]) -> None:

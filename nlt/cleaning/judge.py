@@ -22,7 +22,7 @@ from nlt.data.decoding import Progress
 from nlt.data.labelled import Labelled
 from nlt.data.numbers import Numbers
 from nlt.detect import LabelErrors, find_label_errors, ranking_quality
-from nlt.features import Maker, Read, extract, seconds_for
+from nlt.features import Maker, extract, seconds_for
 from nlt.spec import Experiment
 
 
@@ -93,8 +93,10 @@ def judge(
         BadInput: a file has changed since `data` was read, or weights cannot be had.
     """
     # On another machine the working directory is another one, and what else is known of the images is of no use.
-    seen = data if maker is None else replace(data, source=_absolute(data.source), rows=None, small_NCHW=None)
-    read = {b.name: _reader(seen, b.side()) for b in backbones}
+    seen = (
+        data if maker is None else replace(data, source=Path(os.path.abspath(data.source)), rows=None, small_NCHW=None)
+    )
+    read = {b.name: partial(seen.read, size=b.side()) for b in backbones}
     encoders = {b.name: once(partial(b.encoder, torch.device(device))) for b in backbones}
     if maker is None:
         seconds = sum(
@@ -136,14 +138,6 @@ def judge_numbers(numbers: Numbers, seed: int = 0) -> Judged:
         ids=data.names, seed=seed,
     )  # fmt: skip
     return Judged(data, errors, check_labelled(data), "")
-
-
-def _reader(data: Labelled, side: int) -> Read:
-    return partial(data.read, size=side)
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))
 
 
 def _duration(seconds: float) -> str:
