@@ -7,8 +7,8 @@ from test_methods import clear_samples, stage
 from torch import nn
 
 from nlt.augment import CropFlipCutout
-from nlt.data import Samples
 from nlt.backbones import Pixels
+from nlt.data import Samples
 from nlt.detect import LabelErrors, find_label_errors
 from nlt.methods.loo_consistency import LeaveOneOutConsistency
 from nlt.run import Run
