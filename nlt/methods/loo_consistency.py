@@ -21,7 +21,7 @@ from nlt.detect import LabelErrors, find_label_errors
 from nlt.optim import Constant, Cosine
 from nlt.run import Run
 from nlt.settings import Settings
-from nlt.train import Batch, Epoch, Learner, Stage
+from nlt.train import Batch, Epoch, Learner, Stage, equally_often
 
 STEPS = 100
 """Of expectation maximization in the detector: its default of ten leaves P nearly flat where most labels are wrong."""
@@ -36,7 +36,8 @@ class LeaveOneOutConsistency(Settings):
     1. Warm-up. P comes from the backbone's features, before any training; it is the target of all other samples.
     2. Training. Every `refresh` epochs P comes from the average's features of all images as they are. The target of all
        other samples is (P + q) / 2, with q the average's prediction for the weak view, which is the experiment's
-       augmentation; no gradient goes through q.
+       augmentation; no gradient goes through q. Most probable classes are drawn equally often: where labels are wrong
+       at random rare classes hardly have trusted ones.
 
     The loss is cross-entropy with mixup (Zhang et al. 2018, eq. 1). Every other trusted sample is learned in its weak
     view, all others in the strong one: without a trusted label both views have to agree (Sohn et al. 2020, eq. 4,
@@ -86,8 +87,10 @@ class LeaveOneOutConsistency(Settings):
                 keep_N.copy_((P_NK * y_NK).sum(1) > 0.5)
                 scores_N = torch.from_numpy(found.scores["posterior"])
                 epoch.report(scores_N=scores_N, keep_N=keep_N, estimated_rate=found.rate.point)
+            most_N = P_NK.argmax(1)
+            times_N = equally_often(F.one_hot(most_N, run.K).float(), torch.ones_like(keep_N), run.generator)
             average.network.eval()
-            for batch in epoch.batches(views=views):
+            for batch in epoch.batches(times_N=times_N, views=views):
                 with torch.no_grad():
                     q_BK = average(batch.images_BCHW).softmax(1)
                 trusted_B = keep_N[batch.rows_B]
