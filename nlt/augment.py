@@ -134,7 +134,8 @@ class StrongView(Settings):
         return _cut_out(images_BHWC, row_B, column_B, min(H, W) // 2 if self.cutout is None else self.cutout)
 
 
-Augmentation = Annotated[CropFlipCutout | StrongView, Field(discriminator="name")]
+AnyAugmentation = CropFlipCutout | StrongView
+Augmentation = Annotated[AnyAugmentation, Field(discriminator="name")]
 
 
 def mixup(

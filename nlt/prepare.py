@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from nlt.augment import CropFlipCutout, StrongView
+from nlt.augment import AnyAugmentation
 from nlt.data import Dataset, hold_out
 from nlt.hardware import find_compile, find_device, find_precision
 from nlt.noise import empirical_matrix, with_noise_file
@@ -63,7 +63,7 @@ def prepare(
     fewest: int = fewest_of(len(train))
     _, C, H, W = train.images_NCHW.shape
     for augmentation in (spec.augmentation, *(value for _, value in spec.method)):
-        if isinstance(augmentation, CropFlipCutout | StrongView):
+        if isinstance(augmentation, AnyAugmentation):
             augmentation.check(H, W)
     with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
         network = spec.model.build(C, H, W, K)

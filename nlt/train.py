@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -397,16 +398,18 @@ def train_epoch(
     return epoch.losses_N
 
 
-def equally_often(one_hot_NK: Tensor, keep_N: Tensor, generator: torch.Generator) -> Tensor:
+def equally_often(classes_N: Tensor, K: int, generator: torch.Generator, keep_N: Tensor | None = None) -> Tensor:
     """Return times_N, int64: how often each sample comes in an epoch of N in which all classes come equally often.
 
     Of a class each kept sample comes as often as the next, some of them, drawn at random, once more; N is rounded down
-    to a multiple of the number of classes that have kept samples. If nothing is kept, everything is.
+    to a multiple of the number of classes that have kept samples. By default, or if nothing is kept, everything is.
     """
-    kept_NK = one_hot_NK * (keep_N | ~keep_N.any())[:, None]
+    kept_NK = F.one_hot(classes_N, K).float()
+    if keep_N is not None:
+        kept_NK *= (keep_N | ~keep_N.any())[:, None]
     n_K = kept_NK.sum(0).long()
-    share = len(keep_N) // (n_K > 0).sum()
-    order_N = torch.randperm(len(keep_N), generator=generator).to(keep_N.device)
+    share = len(classes_N) // (n_K > 0).sum()
+    order_N = torch.randperm(len(classes_N), generator=generator).to(classes_N.device)
     place_NK = torch.zeros_like(kept_NK)
     place_NK[order_N] = kept_NK[order_N].cumsum(0)  # the kept ones of a class, numbered from 1 in a random order
     times_NK = share // n_K.clamp(min=1) + (place_NK <= share % n_K.clamp(min=1))

@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import samples
 from torch import Tensor
 
@@ -60,8 +59,8 @@ def test_what_is_no_number_of_times_is_refused(given: dict[str, Tensor], message
 
 
 def times(labels: list[int], kept: list[bool], K: int = 3, seed: int = 0) -> list[int]:
-    one_hot_NK = F.one_hot(torch.tensor(labels), K).float()
-    times_N: Tensor = equally_often(one_hot_NK, torch.tensor(kept), torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    times_N: Tensor = equally_often(torch.tensor(labels), K, generator, torch.tensor(kept))
     assert times_N.dtype == torch.int64
     return times_N.tolist()
 

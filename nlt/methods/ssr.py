@@ -75,7 +75,7 @@ class SSR(Settings):
             q_NK = votes_NK / one_hot_KK[labels_N].mean(0).clamp(min=1 / run.N)
             q_l_N = q_NK.gather(1, labels_N[:, None])[:, 0]
             keep_N = q_l_N >= self.theta_s * q_NK.amax(1)
-            times_N = equally_often(one_hot_KK[labels_N], keep_N, run.generator)
+            times_N = equally_often(labels_N, run.K, run.generator, keep_N)
             for batch in epoch.batches(times_N=times_N, views=(view, view)):
                 targets_BK = one_hot_KK[labels_N[batch.rows_B]]
                 images, targets = mixup(
