@@ -21,6 +21,7 @@ from nlt.backbones import AnyBackbone
 from nlt.checkpoint import State
 from nlt.data import Dataset, Samples
 from nlt.detect import LabelErrors, find_label_errors, mask_quality, ranking_quality
+from nlt.detect.posterior import STEPS
 from nlt.features import of_images
 from nlt.models import Model
 from nlt.optim import SGD
@@ -277,13 +278,18 @@ class Run:
         """
         return of_images(backbone, self._images_NCHW, self._prepared.cache, device=self.device)
 
-    def label_errors(self, backbone: AnyBackbone) -> LabelErrors:
-        """Return what `nlt.detect` makes of the given labels by a backbone's features; no network is trained.
+    def label_errors(self, source: AnyBackbone | Learner, steps: int = STEPS) -> LabelErrors:
+        """Return what `nlt.detect` makes of the given labels by a backbone's or a network's features.
+
+        Args:
+            source: a backbone, without any training, or a learner, by its penultimate features.
+            steps: as of `find_label_errors`.
 
         Raises:
             BadInput: the backbone's weights cannot be had.
         """
-        return find_label_errors(self.features(backbone), self.labels_N.cpu().numpy(), classes=self.classes)
+        features_ND = self.embed(source).cpu().numpy() if isinstance(source, Learner) else self.features(source)
+        return find_label_errors(features_ND, self.labels_N.cpu().numpy(), classes=self.classes, steps=steps)
 
     def predict(self, *nets: Learner) -> Tensor:
         """Return log_p_NK of the training images, without augmentation, as `nlt.train.predict`."""

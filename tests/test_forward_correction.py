@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import Net, OnePixel, make_run, samples
+from conftest import OnePixel, make_run, samples
 
 from nlt.data import Samples
 from nlt.losses import CE
@@ -79,17 +79,7 @@ def test_stages_networks_and_what_t_is_read_from() -> None:
 
 def test_a_given_label_that_t_rules_out_has_a_finite_loss() -> None:
     """A network that is certain of class 0 whatever it sees: both rows of T are (1, 0), and (p T)_1 counts as 1e-7."""
-    run, told = make_run(samples(8, K=2), K=2, model=Certain())
+    run, told = make_run(samples(8, K=2), K=2, model=OnePixel((200.0, 0.0)))
     ForwardCorrection(anchor_percentile=100.0, estimation=stage(1, 1e-30), training=stage(1, 1e-30)).train(run)
     assert float(told[1].losses_N.max()) == pytest.approx(16.1180957, abs=1e-4)  # 7 ln 10
     assert float(told[1].losses_N.min()) == pytest.approx(0.0, abs=1e-6)
-
-
-class Certain:
-    """A network that predicts class 0 for all images, with a logit of 200."""
-
-    def build(self, C: int, H: int, W: int, K: int) -> torch.nn.Module:
-        network = Net(C * H * W, K)
-        torch.nn.init.zeros_(network.linear.weight)
-        network.linear.bias.data = torch.tensor([200.0, 0.0])
-        return network

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nlt.augment import Augmentation, StrongView, mixup
 from nlt.backbones import Backbone, Pixels
-from nlt.detect import find_label_errors
 from nlt.optim import Constant, Cosine
 from nlt.run import Run
 from nlt.settings import Settings
@@ -57,9 +56,7 @@ class LeaveOneOutConsistency(Settings):
     def train(self, run: Run) -> None:
         """Train one network, its average following."""
         net, average, views = run.learner("net"), run.learner("average"), (run.augmentation, self.strong)
-        labels_N = run.labels_N.cpu().numpy()
-        found = find_label_errors(run.features(self.backbone), labels_N, classes=run.classes, steps=STEPS)
-        P_NK = run.buffer("P_NK", torch.from_numpy(found.p_true_NK))
+        P_NK = run.buffer("P_NK", torch.from_numpy(run.label_errors(self.backbone, STEPS).p_true_NK))
         for epoch in run.epochs("warmup", self.warmup, average):
             for batch in epoch.batches(views=views):
                 self._learn(run, epoch, net, batch, P_NK[batch.rows_B], P_NK[batch.rows_B])
@@ -67,8 +64,7 @@ class LeaveOneOutConsistency(Settings):
 
         for epoch in run.epochs("training", self.training, average):
             if (epoch.t - 1) % self.refresh == 0:
-                z_ND = run.embed(average).cpu().numpy()
-                found = find_label_errors(z_ND, labels_N, classes=run.classes, steps=STEPS)
+                found = run.label_errors(average, STEPS)
                 P_NK.copy_(torch.from_numpy(found.p_true_NK))
                 keep_N = P_NK.gather(1, run.labels_N[:, None])[:, 0] > 0.5
                 scores_N = torch.from_numpy(found.scores["posterior"])
