@@ -66,12 +66,10 @@ class LeaveOneOutConsistency(Settings):
             if (epoch.t - 1) % self.refresh == 0:
                 found = run.label_errors(average, STEPS)
                 P_NK.copy_(torch.from_numpy(found.p_true_NK))
-                keep_N = P_NK.gather(1, run.labels_N[:, None])[:, 0] > 0.5
-                scores_N = torch.from_numpy(found.scores["posterior"])
+                scores_N, keep_N = map(torch.from_numpy, (found.scores["posterior"], found.p_wrong_N < 0.5))
                 epoch.report(scores_N=scores_N, keep_N=keep_N, estimated_rate=found.rate.point)
-            times_N = equally_often(P_NK.argmax(1), run.K, run.generator)
             average.network.eval()
-            for batch in epoch.batches(times_N=times_N, views=views):
+            for batch in epoch.batches(times_N=equally_often(P_NK.argmax(1), run.K, run.generator), views=views):
                 P_BK = P_NK[batch.rows_B]
                 with torch.no_grad():
                     q_BK = average(batch.images_BCHW).softmax(1)

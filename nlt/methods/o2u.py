@@ -27,13 +27,8 @@ class O2U(Settings):
        added to the samples' scores; the `forget_rate` share with the largest scores is marked as wrong.
     3. Training on the samples that are left, with any loss (with NCE + RCE: the paper's "O2U-Net & APLoss").
 
-    Differences from the authors' code (`main.py`): stage 1 keeps its learning rate, as the paper says (the code steps
-    it down as in stage 3), the cyclical rate follows the formula from t = 1 (the code begins one epoch into the round,
-    so the first round lacks its first epoch: 0.0082 ... 0.001 in epochs 1 to 9), floor(f N) samples are removed (the
-    code keeps int((1 - f) N)), each stage runs all its epochs (the code one fewer), the accuracy is measured after an
-    epoch (the code: before), the loss logged in stage 3 is the mean over the samples trained on (the code divides by
-    N), and stage 1's weights are handed on in memory (the code: a file that all runs share). As in the code, each stage
-    begins with a new optimizer. Huang et al. also stop stage 1 early; neither implementation does.
+    `docs/fidelity.md` lists where the paper, the authors' code and this differ. As in that code, each stage begins with
+    a new optimizer. Huang et al. also stop stage 1 early; neither implementation does.
 
     Huang et al. remove what is marked. `act` has two more ways (ours): `relabel` gives marked samples the class that
     the network itself found most probable on average over the cyclical epochs, where that is another class and its
