@@ -1,4 +1,4 @@
-"""The optimizer and the learning-rate schedules.
+"""The optimizers and the learning-rate schedules.
 
 A schedule gives the learning rate of a whole epoch: `at(t, epochs)` with t = 1 .. epochs within its stage.
 """
@@ -26,6 +26,24 @@ class SGD(Settings):
     def build(self, network: torch.nn.Module) -> torch.optim.Optimizer:
         """Return an optimizer over all parameters; its learning rate is 0 until a schedule sets it."""
         return torch.optim.SGD(network.parameters(), lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+class AdamW(Settings):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, Algorithm 2), for pretrained networks, say.
+
+    Each step is about as long as the learning rate whatever the gradient: rates are some 50 times smaller than SGD's.
+    """
+
+    name: Literal["adamw"] = "adamw"
+    weight_decay: float = Field(0.01, ge=0)
+    """Share of a weight that goes in a step, per unit of the learning rate; 0.01 is torch's."""
+
+    def build(self, network: torch.nn.Module) -> torch.optim.Optimizer:
+        """Return an optimizer over all parameters; its learning rate is 0 until a schedule sets it."""
+        return torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=self.weight_decay)
+
+
+Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
 
 
 class Constant(Settings):

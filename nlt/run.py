@@ -24,7 +24,7 @@ from nlt.detect import LabelErrors, find_label_errors, mask_quality, ranking_qua
 from nlt.detect.posterior import STEPS
 from nlt.features import of_images
 from nlt.models import Model
-from nlt.optim import SGD
+from nlt.optim import Optimizer
 from nlt.train import Epoch, Learner, Stage, embed, evaluate, predict
 
 
@@ -53,7 +53,7 @@ class Prepared:
     empirical_T_KK: Tensor | None
     """The one that was drawn, where the clean labels are known."""
     model: Model
-    optimizer: SGD
+    optimizer: Optimizer
     augmentation: Augmentation | None
     evaluate: Literal["after", "before"]
     steps: int

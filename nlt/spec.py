@@ -23,7 +23,7 @@ from nlt.methods.ssr import SSR
 from nlt.methods.standard import Standard
 from nlt.models import CNN9, Model
 from nlt.noise import Noise, NoNoise, with_noise_file
-from nlt.optim import SGD
+from nlt.optim import SGD, Optimizer
 from nlt.settings import Settings
 from nlt.train import Stage
 
@@ -75,7 +75,7 @@ class Experiment(Settings):
     """What is done to training images at random; by default nothing, as in the paper's code."""
     model: Model = CNN9()
     """The network."""
-    optimizer: SGD = SGD()
+    optimizer: Optimizer = SGD()
     """The optimizer; each stage of the method sets its learning rate."""
     method: Method
     """How the network is trained."""

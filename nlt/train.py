@@ -19,7 +19,7 @@ from nlt.augment import Augmentation
 from nlt.checkpoint import State
 from nlt.losses import CE, Loss
 from nlt.models import last_linear
-from nlt.optim import SGD, Schedule, Step
+from nlt.optim import Optimizer, Schedule, Step
 from nlt.settings import Settings
 
 # Images at a time where no gradient is kept; changes no result beyond rounding. On a CPU what fits into its caches:
@@ -50,7 +50,7 @@ class Learner:
     def __init__(
         self,
         network: nn.Module,
-        optimizer: SGD,
+        optimizer: Optimizer,
         device: torch.device,
         precision: Literal["fp32", "bf16"],
         compiled: bool = False,
@@ -101,7 +101,7 @@ class Learner:
         self._forward = 0
 
     def new_optimizer(self) -> None:
-        """Forget the momentum, as the authors' code does at the beginning of each stage."""
+        """Forget the momentum (AdamW's moments), as the authors' code does at the beginning of each stage."""
         self.optimizer = self._settings.build(self.network)
         self.set_lr(self.lr)
 

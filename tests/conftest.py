@@ -18,7 +18,7 @@ import torch
 
 from nlt.augment import Augmentation
 from nlt.data import Dataset, Samples
-from nlt.optim import SGD
+from nlt.optim import SGD, Optimizer
 from nlt.run import EpochRecord, Prepared, Run
 from nlt.tracking import Store, open_store
 from nlt.train import Learner
@@ -115,6 +115,7 @@ def make_run(
     before: bool = False,
     K: int = 4,
     model: Any = None,
+    optimizer: Optimizer | None = None,
     augmentation: Augmentation | None = None,
     val: Samples | None = None,
     test: Samples | None = None,
@@ -139,7 +140,7 @@ def make_run(
         T_KK=identity_KK,
         empirical_T_KK=None,
         model=model or LinearModel(),
-        optimizer=SGD(),
+        optimizer=optimizer or SGD(),
         augmentation=augmentation,
         evaluate="before" if before else "after",
         steps=steps,

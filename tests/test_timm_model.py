@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nlt.checkpoint import State
 from nlt.models import Timm
-from nlt.optim import SGD, Constant
+from nlt.optim import SGD, AdamW, Constant, Optimizer
 from nlt.settings import BadInput
 from nlt.train import Learner, Stage
 
@@ -28,9 +28,9 @@ from nlt.train import Learner, Stage
 @pytest.fixture
 def tiny_weights(tmp_path: Path) -> str:
     state = weights_of()
-    for name, tensor in state.items():  # as if trained: otherwise each mean is 0 and each variance 1
+    for name, tensor in state.items():  # as if trained: otherwise each mean is 0; below 0, so that ReLU lets pass
         if name.endswith("running_mean"):
-            tensor += 0.1
+            tensor -= 0.1
     save_file(state, tmp_path / "w.safetensors")
     return str(tmp_path / "w.safetensors")
 
@@ -103,28 +103,36 @@ def test_what_training_changes(tiny_weights: str, tune: Any) -> None:
     if tune == "head":
         assert same == {name for name in before if name.startswith("backbone.")}
         assert len(same) == 90
-    else:
-        assert same == set()
+    else:  # batch norm keeps its statistics
+        assert same == {name for name, _ in network.named_buffers()}
+        assert len(same) == 45
 
 
-def test_the_frozen_network_stays_in_eval_mode() -> None:
+def test_the_frozen_network_stays_in_eval_mode_and_batch_norm_in_both() -> None:
     with torch.device("meta"):
         frozen, tuned = (Timm(architecture=TINY, tune=t).build(3, 16, 16, 3).train() for t in ("head", "all"))
-    modes = [m.training for m in frozen.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert len(modes) == 15 and not any(modes) and frozen.training
-    assert all(m.training for m in tuned.modules())
+    assert [m for m in frozen.modules() if m.training] == [frozen, frozen.head]
+    modes = [m.training for m in tuned.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(modes) == 15 and not any(modes)
+    layers = (nn.Conv2d, nn.Linear, nn.ReLU)
+    assert all(m.training for m in tuned.modules() if isinstance(m, layers)) and tuned.training
+    assert all(p.requires_grad for p in tuned.parameters())
 
 
-@pytest.mark.parametrize("tune", ["head", "all"])
-def test_a_run_resumes_to_the_last_bit(tiny_weights: str, tune: Any) -> None:
+@pytest.mark.parametrize(("tune", "optimizer", "lr"), [("head", SGD(), 0.05), ("all", AdamW(), 0.001)])
+def test_a_run_resumes_to_the_last_bit(tiny_weights: str, tune: Any, optimizer: Optimizer, lr: float) -> None:
     model = Timm(architecture=TINY, weights=tiny_weights, tune=tune)
-    stage = Stage(epochs=3, batch_size=8, schedule=Constant(lr=0.05))
+    stage = Stage(epochs=3, batch_size=8, schedule=Constant(lr=lr))
     train = samples(16, side=16)
     saved: list[State] = []
 
     def finish(**more: Any) -> dict[str, Tensor]:
         run, _ = make_run(
-            train, model=model, after_epoch=lambda step, state: saved.append(copy.deepcopy(state())), **more
+            train,
+            model=model,
+            optimizer=optimizer,
+            after_epoch=lambda step, state: saved.append(copy.deepcopy(state())),
+            **more,
         )
         net = run.learner("net")
         for epoch in run.epochs("training", stage, net):

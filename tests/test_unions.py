@@ -17,12 +17,12 @@ from nlt.data import Data
 from nlt.losses import Loss
 from nlt.models import Model
 from nlt.noise import Noise
-from nlt.optim import Schedule
+from nlt.optim import Optimizer, Schedule
 from nlt.spec import Method
 
 UNIONS = {
     "data": Data, "noise": Noise, "augmentation": Augmentation, "model": Model, "method": Method, "loss": Loss,
-    "schedule": Schedule,
+    "schedule": Schedule, "optimizer": Optimizer,
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_it_says_what_it_is_and_so_does_each_of_its_fields(what: str, kind: Any)
 
 OF_EVERY_RUN = {
     "data", "train_images", "noise", "model", "method", "loss", "epochs", "batch_size", "lr", "weight_decay", "seed",
-    "precision", "imbalance",
+    "precision", "imbalance", "optimizer",
 }  # fmt: skip
 
 

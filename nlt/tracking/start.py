@@ -46,6 +46,7 @@ def params(spec: Experiment, prepared: Prepared) -> dict[str, str]:
         "epochs": "+".join(str(stage.epochs) for stage in stages),
         "batch_size": "/".join(str(stage.batch_size) for stage in stages),
         "lr": "/".join(f"{stage.schedule.at(1, stage.epochs):g}" for stage in stages),
+        **({"optimizer": spec.optimizer.name} if spec.optimizer.name != "sgd" else {}),
         "weight_decay": spec.optimizer.weight_decay,
         **{key: value for key, value in _own(spec.method) if key not in spec.stages()},
         "seed": prepared.seed,
