@@ -8,6 +8,7 @@ q the one-hot label. "Active" and "passive" are Ma et al. 2020's terms (paper, s
 import math
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -239,3 +240,13 @@ def _focal(logits_BK: Tensor, gamma: float) -> Tensor:
 
 Loss = Annotated[CE | NCE | RCE | MAE | GCE | SCE | Focal | NFL | NMAE | NRCE | NGCE | APL, Field(discriminator="name")]
 APL.model_rebuild()
+
+
+def expected(loss: Loss, logits_BK: Tensor, p_BK: Tensor) -> Tensor:
+    """Return losses_B, the mean of the loss over labels drawn from p_BK, whose rows sum to 1.
+
+    Of cross-entropy it is that of p relative to softmax(logits), whose least is the entropy of p.
+    """
+    labels_BK = torch.arange(p_BK.shape[1], device=p_BK.device).expand_as(p_BK)
+    by_class_BK = torch.stack([loss(logits_BK, labels_B) for labels_B in labels_BK.unbind(1)], 1)
+    return (p_BK * by_class_BK).sum(1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nlt.augment import Augmentation
 from nlt.checkpoint import State
-from nlt.losses import CE, Loss
+from nlt.losses import CE, Loss, expected
 from nlt.models import last_linear
 from nlt.optim import Optimizer, Schedule, Step
 from nlt.settings import Settings
@@ -383,7 +383,7 @@ def train_epoch(
         epoch: hands out the batches.
         loss: per sample.
         keep_N: bool, True for the samples that take part; by default all.
-        labels_N: int64, the labels to learn; by default the given ones.
+        labels_N: int64, the labels to learn, or float32 (N, K), how probable each class is; by default the given ones.
         weights_N: a factor on each sample's loss in the mean, which still divides by the batch's samples; by default 1.
 
     Returns:
@@ -392,7 +392,8 @@ def train_epoch(
     """
     for batch in epoch.batches(keep_N):
         logits_BK = net(batch.images_BCHW)
-        losses_B = loss(logits_BK, batch.labels_B if labels_N is None else labels_N[batch.rows_B])
+        labels_B = batch.labels_B if labels_N is None else labels_N[batch.rows_B]
+        losses_B = loss(logits_BK, labels_B) if labels_B.dim() == 1 else expected(loss, logits_BK, labels_B)
         net.step((losses_B if weights_N is None else weights_N[batch.rows_B] * losses_B).mean())
         epoch.saw(batch, logits_BK, losses_B)
     return epoch.losses_N

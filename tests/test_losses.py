@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from nlt.losses import APL, CE, GCE, MAE, NCE, NFL, NGCE, NMAE, NRCE, RCE, SCE, Focal, Loss
+from nlt.losses import APL, CE, GCE, MAE, NCE, NFL, NGCE, NMAE, NRCE, RCE, SCE, Focal, Loss, expected
 
 LN2 = 0.69314718
 LOGITS_BK = torch.tensor([0.5, 0.25, 0.125, 0.125]).log().add(3).repeat(3, 1)
@@ -96,6 +96,18 @@ def test_gradient_by_hand(loss: Any, by_hand: list[float]) -> None:
     logits_1K = LOGITS_BK[:1].clone().requires_grad_()
     loss(logits_1K, LABELS_B[:1]).sum().backward()
     assert logits_1K.grad is not None and logits_1K.grad[0].tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_expected_by_hand() -> None:
+    """-log p = (1, 2, 3, 3) ln 2, weighed by (1/2, 1/4, 1/4, 0), (0, 0, 0, 1) and 1/4 each."""
+    p_BK = torch.tensor([[0.5, 0.25, 0.25, 0], [0, 0, 0, 1], [0.25, 0.25, 0.25, 0.25]])
+    assert expected(CE(), LOGITS_BK, p_BK).tolist() == pytest.approx([1.75 * LN2, 3 * LN2, 2.25 * LN2])
+
+
+@every_loss
+def test_expected_of_a_sure_label_is_the_loss(loss: Any) -> None:
+    one_hot_BK = torch.nn.functional.one_hot(LABELS_B, 4).float()
+    assert torch.equal(expected(loss, LOGITS_BK, one_hot_BK), loss(LOGITS_BK, LABELS_B))
 
 
 @every_loss

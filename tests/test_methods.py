@@ -244,7 +244,7 @@ def test_a_rate_is_estimated_by_a_backbone_and_a_told_one_has_no_use_for_it(meth
 
 
 @pytest.mark.parametrize(
-    ("act", "kept", "relabelled"), [("remove", 160, 0), ("relabel", 200, 40), ("reweight", 200, 0)]
+    ("act", "kept", "relabelled"), [("remove", 160, 0), ("relabel", 200, 40), ("reweight", 200, 0), ("soften", 200, 0)]
 )
 def test_cleaned_by_hand(act, kept, relabelled):
     """Classes that can be seen: all 40 wrong labels are found, and no other."""
@@ -254,7 +254,12 @@ def test_cleaned_by_hand(act, kept, relabelled):
     (record,) = told
     assert torch.equal(~record.keep_N, train.wrong_N)
     assert int(record.losses_N.isfinite().sum()) == kept
-    assert int((record.labels_N != train.labels_N).sum()) == relabelled
+    if act == "soften":
+        assert record.labels_N is None
+        p_NK = run.buffers["labels_N"]
+        assert p_NK.gather(1, train.clean_N[:, None]).min() > 0.5 and torch.allclose(p_NK.sum(1), torch.ones(200))
+    else:
+        assert int((record.labels_N != train.labels_N).sum()) == relabelled
     if act == "relabel":
         assert torch.equal(record.labels_N, train.clean_N)
     if act == "reweight":  # a wrong label weighs next to nothing, a right one nearly 1

@@ -8,14 +8,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-Act = Literal["remove", "relabel", "reweight", "remove_at_random"]
+Act = Literal["remove", "relabel", "reweight", "soften", "remove_at_random"]
 
 
 class Acted(NamedTuple):
     """What is trained on."""
 
     labels_N: Tensor
-    """int64, the given labels but for those that were changed."""
+    """int64, the given labels but for those that were changed; of `soften` float32 (N, K), each class's probability."""
     keep_N: Tensor
     """bool, False for samples that are left out."""
     weights_N: Tensor
@@ -30,10 +30,12 @@ def act_on(
     `remove` leaves their samples out. `relabel` gives them the most probable class where that is another one and more
     probable than all others together, and leaves the rest of them out; of two classes it gives the other one.
     `reweight` keeps every sample and its label, and weighs it by the probability of that label, whether it is taken for
-    wrong or not. `remove_at_random` leaves out as many samples as `remove`, any of all N: what `remove` has to beat.
+    wrong or not. `soften` keeps every sample too and gives it all classes, each by its probability: the label to learn
+    is a distribution (`nlt.losses.expected`). `remove_at_random` leaves out as many samples as `remove`, any of all N:
+    what `remove` has to beat.
 
     Args:
-        act: which of the four.
+        act: which of the five.
         labels_N: the given labels, int64 in [0, K).
         wrong_N: bool, True where the label is taken for wrong.
         p_NK: probability of each class given what is known of the sample, rows sum to 1.
@@ -50,6 +52,8 @@ def act_on(
     if act == "reweight":
         weights_N = p_NK.gather(1, labels_N[:, None])[:, 0].float()
         return Acted(labels_N, torch.ones_like(keep_N), weights_N)
+    if act == "soften":
+        return Acted(p_NK.float(), torch.ones_like(keep_N), weights_N)
     if act == "remove_at_random":
         keep_N = keep_N[torch.randperm(N, generator=generator).to(keep_N.device)]
     return Acted(labels_N, keep_N, weights_N)

@@ -21,7 +21,8 @@ class Cleaned(Settings):
     p = P(label is wrong | features, given label). Flagged are samples of p > 1/2, but no more than the estimated rate
     says are wrong, the most suspicious first. Acts: `remove` leaves out flagged samples; `relabel` gives them
     the most probable class where it is more probable than all others together (always, of two classes), else leaves
-    them out; `reweight` multiplies each sample's loss by 1 - p. Scores are the log odds of p. `remove_at_random` is the
+    them out; `reweight` multiplies each sample's loss by 1 - p; `soften` has each sample learn all classes, each by its
+    probability P(true class | features, given label). Scores are the log odds of p. `remove_at_random` is the
     control: as many samples as `remove` would leave out, drawn from all; what it left out is then what is reported.
 
     With the backbones `lite0` and `timm` the result rests on weights of outside origin (ImageNet), `pixels` has none.
@@ -52,8 +53,10 @@ class Cleaned(Settings):
         weights_N = run.buffer("weights_N", acted.weights_N)
         rate = run.buffer("rate", torch.tensor(found.rate.point))
 
+        believed_N = labels_N if labels_N.dim() == 1 else None
+
         net = run.learner("net")
         for epoch in run.epochs("training", self.training, net):
             train_epoch(net, epoch, self.training.loss, keep_N, labels_N, weights_N)
             if epoch.t == 1:
-                epoch.report(scores_N=scores_N, keep_N=right_N, labels_N=labels_N, estimated_rate=rate)
+                epoch.report(scores_N=scores_N, keep_N=right_N, labels_N=believed_N, estimated_rate=rate)
