@@ -89,8 +89,9 @@ def test_the_same_seed_gives_the_same_numbers_and_another_one_others(name: str) 
         *((name, {}) for name in NAMES),
         ("o2u", {"restart": "fresh", "act": "relabel"}),
         ("cleaned", {"act": "remove_at_random"}),
+        ("cleaned", {"act": "soften"}),
     ],
-    ids=[*NAMES, "o2u, fresh, relabel", "cleaned, at random"],
+    ids=[*NAMES, "o2u, fresh, relabel", "cleaned, at random", "cleaned, soften"],
 )
 def test_resumed_after_any_epoch_it_ends_as_if_nothing_had_happened(name: str, changes: dict[str, Any]) -> None:
     """What a method forgets to register, or registers too late, shows here."""
