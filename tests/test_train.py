@@ -54,18 +54,23 @@ def test_an_epoch_is_plain_sgd_with_torch_own_loss():
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
+def white_and_black(lr: float) -> tuple[Net, Learner, Epoch]:
+    """One batch of two one-pixel samples, white (x = 1) of class 0 and black (x = 0) of class 1, for zero weights."""
+    network = Net(1, 2)
+    torch.nn.init.zeros_(network.linear.weight)
+    torch.nn.init.zeros_(network.linear.bias)
+    net = make_learner(network, momentum=0.0, weight_decay=0.0)
+    net.set_lr(lr)
+    images_NHWC = torch.tensor([255, 0], dtype=torch.uint8).reshape(2, 1, 1, 1)
+    return network, net, Epoch(images_NHWC, torch.tensor([0, 1]), 2, torch.Generator())
+
+
 def test_one_batch_of_soft_labels_by_hand():
     """As below, white being class 0 with 3/4: p - q = (-1/4, 1/4) for it; black, class 1 for sure, learns by its bias.
 
     Weight gradient 1/2 * (-1/4, 1/4), bias gradient 1/2 * (-1/4 + 1/2, 1/4 - 1/2). lr 0.8: w = (0.1, -0.1) = -b.
     """
-    network = Net(1, 2)
-    torch.nn.init.zeros_(network.linear.weight)
-    torch.nn.init.zeros_(network.linear.bias)
-    net = make_learner(network, momentum=0.0, weight_decay=0.0)
-    net.set_lr(0.8)
-    images_NHWC = torch.tensor([255, 0], dtype=torch.uint8).reshape(2, 1, 1, 1)
-    epoch = Epoch(images_NHWC, torch.tensor([0, 1]), 2, torch.Generator())
+    network, net, epoch = white_and_black(lr=0.8)
     losses_N = train_epoch(net, epoch, CE(), labels_N=torch.tensor([[0.75, 0.25], [0.0, 1.0]]))
     assert losses_N.tolist() == pytest.approx([0.693147, 0.693147])
     assert network.linear.weight.flatten().tolist() == pytest.approx([0.1, -0.1])
@@ -78,13 +83,7 @@ def test_one_batch_worked_by_hand():
     White pixel (x = 1) of class 0, black (x = 0) of class 1. d loss / d logits = p - q = (-1/2, 1/2) and (1/2, -1/2);
     mean over 2: weight gradient = 1/2 * (1 * (-1/2, 1/2) + 0) = (-1/4, 1/4); bias gradient = 0. lr 0.4: w = (0.1, -0.1).
     """
-    network = Net(1, 2)
-    torch.nn.init.zeros_(network.linear.weight)
-    torch.nn.init.zeros_(network.linear.bias)
-    net = make_learner(network, momentum=0.0, weight_decay=0.0)
-    net.set_lr(0.4)
-    images_NHWC = torch.tensor([255, 0], dtype=torch.uint8).reshape(2, 1, 1, 1)
-    epoch = Epoch(images_NHWC, torch.tensor([0, 1]), 2, torch.Generator())
+    network, net, epoch = white_and_black(lr=0.4)
     losses_N = train_epoch(net, epoch, CE())
     assert losses_N.tolist() == pytest.approx([0.693147, 0.693147])
     assert network.linear.weight.flatten().tolist() == pytest.approx([0.1, -0.1])

@@ -52,8 +52,7 @@ class Cleaned(Settings):
         keep_N = run.buffer("keep_N", acted.keep_N)
         weights_N = run.buffer("weights_N", acted.weights_N)
         rate = run.buffer("rate", torch.tensor(found.rate.point))
-
-        believed_N = labels_N if labels_N.dim() == 1 else None
+        believed_N = labels_N if labels_N.dim() == 1 else None  # softened, a sample has no one label
 
         net = run.learner("net")
         for epoch in run.epochs("training", self.training, net):
