@@ -67,6 +67,8 @@ class Made:
     """Of long-tailed data."""
     arrays: bool = False
     """Whether losses, labels and masks lie in its artifacts."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Further params."""
 
     @property
     def detects(self) -> bool:
@@ -79,7 +81,7 @@ class Made:
     def params(self) -> list[Param]:
         epochs = "1+2+1" if self.detects else "4"
         values = {"method": self.method, "loss": self.loss, "epochs": epochs, "seed": str(self.seed)}
-        values |= {"imbalance": self.imbalance} if self.imbalance else {}
+        values |= ({"imbalance": self.imbalance} if self.imbalance else {}) | dict(self.options)
         return [Param(key, value) for key, value in values.items()]
 
     def points(self) -> Iterator[Point]:
@@ -208,6 +210,26 @@ def test_specs_that_differ_otherwise_are_told_apart(store):
     labels = {cell.label for cell in comparison.cells}
     assert labels == {"Standard, CE [thin]", "Standard, CE [wide 2]", "Standard, CE [wide 345678]", "Standard, CE"}
     assert list(comparison.baselines) == ["none"]  # no telling which of the others is the baseline
+
+
+def test_a_method_that_is_told_the_rate_has_one_label_at_all_noises(store):
+    for noise, nominal, told in (
+        ("symmetric 0.2", "0.2", "0.25"),  # told what was drawn
+        ("symmetric 0.6", "0.6", "0.6"),  # told what was asked for
+        ("symmetric 0.6", "0.6", "0.2"),
+        ("symmetric 0.6", "0.6", "estimate"),
+        ("none", "", "0.25"),
+    ):
+        options = {"forget_rate": told} | ({"noise_rate": nominal} if nominal else {})
+        add(store, Made("o2u", noise=noise, sha=noise + told, options=options))
+    [comparison] = compare(store)
+    assert {
+        label: sorted(cell.noise for cell in comparison.cells if cell.label == label) for label in comparison.methods
+    } == {
+        "O2U, forget_rate noise rate": ["none", "symmetric 0.2", "symmetric 0.6"],
+        "O2U, forget_rate 0.2": ["symmetric 0.6"],
+        "O2U, forget_rate estimate": ["symmetric 0.6"],
+    }
 
 
 def test_long_tailed_data_have_a_row_and_a_baseline_of_their_own(store):
@@ -641,3 +663,18 @@ def test_the_page_of_many_groups_rows_and_draws_the_ranks(many):
     assert text.index("from these data alone") < text.index("ELR") < text.index("on outside weights")
     assert parser.tags.count("tbody") == 2 + 4 + 1 + 1  # groups of methods, noises, provenance, runs
     assert parser.outside == []
+
+
+def test_the_page_of_many_folds_the_figures_of_one_noise(store):
+    for noise in NOISES:
+        add(store, Made("o2u", noise=noise, sha=noise, arrays=True))
+    [comparison] = compare(store)
+    drawn = drawings(comparison, panels(store, comparison.cells))
+    each = ["none", "pair_flip_0.4", "symmetric_0.2", "symmetric_0.6"]
+    names = [f"{kind}_{noise}" for kind in ("detection", "losses") for noise in each]
+    assert [drawing.name for drawing in drawn] == ["accuracy", "remaining", *names]
+    text = page([(comparison, drawn)])
+    assert text.count("<details>") == text.count("</details>") == 8
+    before, folded = text.split("<details>", 1)
+    assert "Test accuracy by epoch" in before and "Remaining noise" in before and "Training samples" not in before
+    assert "</b> Training samples by loss, pair flip noise, 40 %</summary>" in folded

@@ -4,17 +4,14 @@ Early stopping has a file of its own, tests/test_early_stopping.py.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import pytest
-import test_report
 import torch
 import torch.nn.functional as F
 from conftest import REPO, Net, make_run, samples, tiny
-from mlflow.entities import Param
 from pydantic import ValidationError
 from test_every_method import equal, known, state_by_step
+from test_report import Made, add
 
 from nlt.data import Samples
 from nlt.losses import MAE
@@ -161,19 +158,11 @@ def test_an_option_is_a_param_where_it_is_set() -> None:
         assert not {"label_smoothing", "early_stopping"} & logged.keys()
 
 
-@dataclass(frozen=True)
-class Made(test_report.Made):
-    options: Mapping[str, str] = field(default_factory=dict)
-
-    def params(self) -> list[Param]:
-        return [*super().params(), *(Param(key, value) for key, value in self.options.items())]
-
-
 def test_labels_tell_options_and_the_plain_one_is_the_baseline(store: Store) -> None:
     chosen = [{}, {"mixup_alpha": "1.0"}, {"mixup_alpha": "0.2", "label_smoothing": "0.1"}, {"early_stopping": "5"}]
     for n, options in enumerate(chosen):
         held_out = {"train_images": "90" if "early_stopping" in options else "100"}
-        test_report.add(store, Made(name=f"run {n}", options=options | held_out))
+        add(store, Made(name=f"run {n}", options=options | held_out))
     [comparison] = compare(store)
     labels = [
         "Standard, CE", "Standard, CE, mixup 1", "Standard, CE, mixup 0.2, label smoothing 0.1",
@@ -181,7 +170,7 @@ def test_labels_tell_options_and_the_plain_one_is_the_baseline(store: Store) -> 
     ]  # fmt: skip
     assert comparison.methods == labels
     assert comparison.baselines["symmetric 0.2"].label == "Standard, CE"
-    test_report.add(store, Made(name="later", options={"early_stopping": "5", "train_images": "80"}))
+    add(store, Made(name="later", options={"early_stopping": "5", "train_images": "80"}))
     [comparison] = compare(store)
     assert [label for label in comparison.methods if "early" in label] == [
         "Standard, CE, train_images 80, early stopping 5", "Standard, CE, train_images 90, early stopping 5",

@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import model_validator
-from torch import Tensor
 
 from nlt.backbones import Backbone
 from nlt.detect import Rounding, act_on, number_kept, smallest
@@ -16,26 +15,11 @@ from nlt.forget_rate import MOST, ForgetRate, go_together, rate_to_forget
 from nlt.optim import Constant, Cyclical
 from nlt.run import Run
 from nlt.settings import Settings
-from nlt.train import Epoch, Learner, Stage, train_epoch
+from nlt.train import Stage, train_epoch
 
 
 class O2U(Settings):
-    """Three stages (Huang et al. 2019, Algorithm 1; epochs and rates from the paper, section 3).
-
-    1. Pre-training on all samples, large batch.
-    2. Cyclical training on all samples, small batch. After each epoch the per-sample losses, less their mean, are
-       added to the samples' scores; the `forget_rate` share with the largest scores is marked as wrong.
-    3. Training on the samples that are left, with any loss (with NCE + RCE: the paper's "O2U-Net & APLoss").
-
-    `docs/fidelity.md` lists where the paper, the authors' code and this differ. As in that code, each stage begins with
-    a new optimizer. Huang et al. also stop stage 1 early; neither implementation does.
-
-    Huang et al. remove what is marked. `act` has two more ways (ours): `relabel` gives marked samples the class that
-    the network itself found most probable on average over the cyclical epochs, where that is another class and its
-    mean probability is above 1/2 (of two classes: the other one), and removes the rest of them; `reweight` keeps all
-    samples and weighs each one's loss in stage 3 by the mean probability of its given label, of which the scores add
-    up the negative logarithm. The probabilities are those of the forward passes that train.
-    """
+    """Three stages (Huang et al. 2019, Algorithm 1), each with a new optimizer; differences: `docs/fidelity.md`."""
 
     added_later = frozenset({"forget_rounding", "backbone", "act"})
     read_by_last_stage_alone: ClassVar = frozenset({"training"})
@@ -46,20 +30,22 @@ class O2U(Settings):
     """Share of the samples that is removed, in [0, 1): 1 would leave nothing. The paper sets it to the noise rate;
     nobody knows that of real data: `estimate` takes what `nlt.detect` makes of it by the features of `backbone`."""
     forget_rounding: Rounding = "down"
-    """How many that is of N: `down`, floor(f N); `as_code`, N - int((1 - f) N), the authors' code (`main.py`, lines
-    181-186): one more in most (N, f), none in the paper's cells."""
+    """How many that is of N: `down`, floor(f N); `as_code`, N - int((1 - f) N), the authors' code."""
     pretraining: Stage = Stage(epochs=30, schedule=Constant(lr=0.01))
-    """Stage 1: 30 epochs at batch 128 and a constant learning rate of 0.01 (paper, sections 2.2 and 3)."""
+    """Stage 1, on all samples: 30 epochs at batch 128 and a constant learning rate of 0.01 (paper, sections 2.2, 3)."""
     cyclical: Stage = Stage(epochs=20, batch_size=16, schedule=Cyclical())
-    """Stage 2: 20 epochs at batch 16, two rounds of the cyclical learning rate."""
+    """Stage 2, on all samples: 20 epochs at batch 16, two rounds of the cyclical learning rate. After each epoch the
+    per-sample losses, less their mean, are added to the scores; the `forget_rate` share with the largest is marked."""
     training: Stage = Stage(epochs=50)
-    """Stage 3: 50 epochs at batch 128 on what is left."""
+    """Stage 3, on what is left: 50 epochs at batch 128, any loss (NCE + RCE: the paper's "O2U-Net & APLoss")."""
     restart: Literal["pretrained", "fresh"] = "pretrained"
-    """Where stage 3 starts: at the weights that stage 1 ended with (the authors' code, lines 89-92), or at new ones."""
+    """Where stage 3 starts: at the weights that stage 1 ended with (the authors' code), or at new ones."""
     backbone: Backbone | None = None
     """What makes the features by which the noise rate is estimated; with `forget_rate: "estimate"` only."""
     act: Literal["remove", "relabel", "reweight"] = "remove"
-    """What becomes of marked samples in stage 3; `remove` is the paper's."""
+    """What becomes of marked samples in stage 3: `remove` is the paper's. The others are ours and go by each class's
+    mean probability in the forward passes of stage 2: `relabel` gives the most probable class where that is another
+    one of more than 1/2 (of two: the other one), else removes; `reweight` weighs losses by that of the given label."""
 
     @model_validator(mode="after")
     def _estimates_by_features(self) -> "O2U":
@@ -87,29 +73,24 @@ class O2U(Settings):
         keep_N = run.buffer("keep_N", torch.ones(run.N, dtype=torch.bool))
         p_NK = None if self.act == "remove" else run.buffer("p_NK", torch.zeros(run.N, run.K))
         for epoch in run.epochs("cyclical", self.cyclical, net):
-            losses_N = self._train_cyclical(net, epoch, p_NK)
-            scores_N += losses_N - losses_N.mean()
+            for batch in epoch.batches():
+                logits_BK = net(batch.images_BCHW)
+                losses_B = self.cyclical.loss(logits_BK, batch.labels_B)
+                net.step(losses_B.mean())
+                epoch.saw(batch, logits_BK, losses_B)
+                if p_NK is not None:
+                    p_NK[batch.rows_B] += logits_BK.detach().softmax(1) / self.cyclical.epochs
+            scores_N += epoch.losses_N - epoch.losses_N.mean()
             keep_N.copy_(smallest(scores_N, forget_rate, self.forget_rounding))
             epoch.report(scores_N=scores_N, keep_N=keep_N, **measures)
 
         net.copy_weights(start)
         net.new_optimizer()
-        labels_N, weights_N = None, None
+        learned = {"keep_N": keep_N}
         if p_NK is not None:
-            acted = act_on(self.act, run.labels_N, ~keep_N, p_NK)
-            labels_N, keep_N, weights_N = (run.buffer(f"acted_{key}", value) for key, value in acted._asdict().items())
+            acted = act_on(self.act, run.labels_N, ~keep_N, p_NK)._asdict()
+            learned = {key: run.buffer(f"acted_{key}", value) for key, value in acted.items()}
         for epoch in run.epochs("training", self.training, net):
-            train_epoch(net, epoch, self.training.loss, keep_N, labels_N, weights_N)
-            if labels_N is not None and epoch.t == 1:
-                epoch.report(labels_N=labels_N)
-
-    def _train_cyclical(self, net: Learner, epoch: Epoch, p_NK: Tensor | None) -> Tensor:
-        """As `train_epoch`, and add up each sample's predicted probabilities in `p_NK`, in the end their mean."""
-        for batch in epoch.batches():
-            logits_BK = net(batch.images_BCHW)
-            losses_B = self.cyclical.loss(logits_BK, batch.labels_B)
-            net.step(losses_B.mean())
-            epoch.saw(batch, logits_BK, losses_B)
-            if p_NK is not None:
-                p_NK[batch.rows_B] += logits_BK.detach().softmax(1) / self.cyclical.epochs
-        return epoch.losses_N
+            train_epoch(net, epoch, self.training.loss, **learned)
+            if epoch.t == 1:
+                epoch.report(labels_N=learned.get("labels_N"))

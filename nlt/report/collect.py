@@ -300,14 +300,14 @@ def _labels(runs: list[MlflowRun], noises: list[str]) -> list[str]:
     options = [tuple(_set_options(run)) for run in runs]
     beside: dict[tuple[str, tuple[str, ...], str], list[dict[str, str]]] = defaultdict(list)
     for run, words, noise in zip(runs, options, noises, strict=True):
-        beside[run.data.params["method"], words, noise].append(run.data.params)
+        beside[run.data.params["method"], words, noise].append(_params(run))
     differing: dict[tuple[str, tuple[str, ...]], dict[str, None]] = defaultdict(dict)  # -> params, in their order
     for (method, words, _), several in beside.items():
         keys = dict.fromkeys(key for params in several for key in params if key != "seed")
         differing[method, words] |= {key: None for key in keys if len({params.get(key) for params in several}) > 1}
     labels = []
     for run, words in zip(runs, options, strict=True):
-        params = run.data.params
+        params = _params(run)
         kind, method = KINDS.get(params["method"]), params["method"]  # None: of another version of nlt
         always = dict.fromkeys(getattr(kind, "told_by", ()))
         beyond = differing[method, words]
@@ -315,6 +315,18 @@ def _labels(runs: list[MlflowRun], noises: list[str]) -> list[str]:
         told = [params.get(key, "none") if key == "loss" else f"{key} {params.get(key, 'none')}" for key in keys]
         labels.append(", ".join([getattr(kind, "title", method), *told, *words]))
     return labels
+
+
+def _params(run: MlflowRun) -> dict[str, str]:
+    """Return a run's params for labels: a `forget_rate` that is the rate of wrong labels is called that.
+
+    So a method that is told the rate has one label at all noises.
+    """
+    params = dict(run.data.params)
+    told, drawn = params.get("forget_rate", ""), run.data.metrics.get("noise/drawn_rate")
+    if told == params.get("noise_rate") or (drawn is not None and told == str(round(drawn, 4))):
+        params["forget_rate"] = "noise rate"
+    return params
 
 
 def _set_options(run: MlflowRun) -> list[str]:

@@ -18,7 +18,7 @@ from nlt.report.plots import Drawing, svg
 from nlt.report.table import MANY_NOISES, Entry, Table, details, results, run_list, show_time
 
 NARROW = 6  # inches; a narrower figure is not stretched over the page
-FOLDED = 60  # runs, from which on their list is unfolded by a click
+MANY_RUNS = 60  # runs, from which on their list is unfolded by a click
 
 
 def page(parts: Sequence[tuple[Comparison, Sequence[Drawing]]]) -> str:
@@ -33,14 +33,14 @@ def page(parts: Sequence[tuple[Comparison, Sequence[Drawing]]]) -> str:
             "wide": len(comparison.noises) >= MANY_NOISES,
             "lead": _lead(comparison),
             "tables": [(next(tables), table) for table in (results(comparison), details(comparison))],
-            "figures": [(next(figures), _image(drawing, part), drawing.caption) for drawing in drawings],
+            "figures": [(next(figures), _image(drawing, part), drawing) for drawing in drawings],
             "facts": _facts(comparison),
             "runs": (next(tables), run_list(comparison)),
         }
         for part, (comparison, drawings) in enumerate(parts)
     ]
     return environment.get_template("page.html").render(
-        parts=shown, groups=_groups, bodies=_bodies, noise_title=noise_title, folded=FOLDED
+        parts=shown, groups=_groups, bodies=_bodies, noise_title=noise_title, many_runs=MANY_RUNS
     )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, cycle, islice
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from nlt.report.collect import Comparison, noise_title
 from nlt.report.curves import Curve, Losses, Panel
+from nlt.report.table import MANY_NOISES
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
@@ -58,6 +60,7 @@ MARKED = 8  # markers on a line
 COLUMNS = 3  # panels beside one another
 BINS = 40
 PANEL_INCHES = 3.5
+TITLE = 44  # characters across a panel
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Drawing:
     step: int
     figure: Figure
     caption: str
+    of_one_noise: str = ""
+    """What it shows of which noise, where it is of one alone; a page of many noises has it folded under these words."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,16 @@ def drawings(comparison: Comparison, panels: list[Panel]) -> list[Drawing]:
     """Draw all figures that there are data for."""
     style = lines(comparison.methods)
     with rc_context(STYLE):
-        result = [_ranks(comparison), _accuracy(panels, style), _detection(panels), _remaining(panels, style)]
+        detecting = [panel for panel in panels if panel.detections]
+        together = [detecting] if len(comparison.noises) < MANY_NOISES else [[panel] for panel in detecting]
         with_losses = [panel for panel in panels if panel.losses]
-        result += [_losses(panel, step) for step, panel in enumerate(with_losses, 1)]
+        result = [
+            _ranks(comparison),
+            _accuracy(panels, style),
+            _remaining(panels, style),
+            *(_detection(group, step) for step, group in enumerate(together, 1) if group),
+            *(_losses(panel, step) for step, panel in enumerate(with_losses, 1)),
+        ]
     return [drawing for drawing in result if drawing is not None]
 
 
@@ -162,10 +174,8 @@ def _accuracy(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:
     return Drawing("accuracy", "summary/accuracy", 1, figure, caption)
 
 
-def _detection(panels: list[Panel]) -> Drawing | None:
+def _detection(panels: list[Panel], step: int) -> Drawing:
     shown = [(panel.noise, detection) for panel in panels for detection in panel.detections]
-    if not shown:
-        return None
     columns = min(len(shown), COLUMNS)
     bands = -(-len(shown) // columns)
     figure = Figure(figsize=(PANEL_INCHES * max(columns, 1.4), 3.4 * bands))
@@ -174,7 +184,7 @@ def _detection(panels: list[Panel]) -> Drawing | None:
     for i, (noise, detection) in enumerate(shown):
         above, below = (axes[2 * (i // columns) + row, i % columns] for row in (0, 1))
         above.plot(detection.lr.steps_E, detection.lr.mean_E, color=INK, drawstyle="steps-mid", lw=1.1)
-        above.set(title=f"{noise_title(noise)}\n{_joined(detection.labels)}", ylim=(0, None))
+        above.set(title=f"{noise_title(noise)}\n{fill(_joined(detection.labels), TITLE)}", ylim=(0, None))
         above.yaxis.set_major_locator(MaxNLocator(3))
         for found, colour, dashes, marker, label in (
             (detection.removed, WRONG, (0, (5, 1.5)), "s", "removed samples"),
@@ -200,7 +210,11 @@ def _detection(panels: list[Panel]) -> Drawing | None:
         "Learning rate (above) and mean loss of the samples that the last mask removes and keeps (below), over the "
         f"epochs that detect wrong labels, {_over(curves)}"
     )
-    return Drawing("detection", "summary/detection", 1, figure, caption)
+    noises = [panel.noise for panel in panels]
+    if len(noises) > 1:
+        return Drawing("detection", "summary/detection", step, figure, caption)
+    name, words = _named("detection", noises[0]), "Learning rate, losses of removed and kept samples"
+    return Drawing(name, "summary/detection", step, figure, caption, f"{words}, {noise_title(noises[0])}")
 
 
 def _remaining(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:
@@ -267,8 +281,8 @@ def _losses(panel: Panel, step: int) -> Drawing:
         "what lies beyond. Each panel has its own count axis, on a square-root scale; the loss axis is the same "
         "within a stage of a method."
     )
-    name = f"losses_{re.sub(r'[^A-Za-z0-9.]+', '_', panel.noise)}"
-    return Drawing(name, "summary/losses", step, figure, caption)
+    words = f"Training samples by loss, {noise_title(panel.noise)}"
+    return Drawing(_named("losses", panel.noise), "summary/losses", step, figure, caption, words)
 
 
 def axis_tops(row: Losses) -> list[float]:
@@ -342,6 +356,10 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         if ncols <= 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
             return
         legend.remove()
+
+
+def _named(kind: str, noise: str) -> str:
+    return f"{kind}_{re.sub(r'[^A-Za-z0-9.]+', '_', noise)}"
 
 
 def _joined(labels: list[str]) -> str:
