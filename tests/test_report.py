@@ -63,8 +63,6 @@ class Made:
     status: str = "FINISHED"
     tags: Mapping[str, str] = field(default_factory=dict)
     """Beside those that every run has, or in their place."""
-    imbalance: str = ""
-    """Of long-tailed data."""
     arrays: bool = False
     """Whether losses, labels and masks lie in its artifacts."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -81,7 +79,7 @@ class Made:
     def params(self) -> list[Param]:
         epochs = "1+2+1" if self.detects else "4"
         values = {"method": self.method, "loss": self.loss, "epochs": epochs, "seed": str(self.seed)}
-        values |= ({"imbalance": self.imbalance} if self.imbalance else {}) | dict(self.options)
+        values |= dict(self.options)
         return [Param(key, value) for key, value in values.items()]
 
     def points(self) -> Iterator[Point]:
@@ -234,7 +232,8 @@ def test_a_method_that_is_told_the_rate_has_one_label_at_all_noises(store):
 
 def test_long_tailed_data_have_a_row_and_a_baseline_of_their_own(store):
     add(store, Made(accuracy=0.6), Made("o2u", accuracy=0.7))
-    add(store, Made(name="tail", imbalance="10", accuracy=0.4), Made("o2u", name="o2u tail", imbalance="10"))
+    tail = {"imbalance": "10"}
+    add(store, Made(name="tail", options=tail, accuracy=0.4), Made("o2u", name="o2u tail", options=tail))
     [comparison] = compare(store)
     assert comparison.noises == ["symmetric 0.2", "symmetric 0.2, imbalance 10"]
     assert comparison.methods == ["Standard, CE", "O2U"]
@@ -446,6 +445,8 @@ def test_figures_of_one_run_and_of_less(store):
     for drawing in drawings(comparison, panels(store, comparison.cells)):
         assert png(drawing) and pdf(drawing)
         assert "seed" in drawing.caption
+    add(store, Made("o2u", arrays=True))
+    assert names_of(store) == ["accuracy", "remaining", "detection", "losses_symmetric_0.2"]
 
 
 def test_captions_say_how_many_seeds(filled):

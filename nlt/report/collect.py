@@ -46,6 +46,7 @@ METRICS = (
 IMBALANCE = ", imbalance "  # behind the noise of long-tailed data
 OF_A_FILE = ("matrix", "human")  # noises that are told by a file's or key's name, not by a rate
 RANKED = 3  # methods and noises, from which on places are told
+MANY_NOISES = 4
 KINDS = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])}
 """Methods by name."""
 MOST_TOLD = 3
@@ -115,6 +116,11 @@ class Comparison:
     def noises(self) -> list[str]:
         """The noises, each once, sorted."""
         return sorted({cell.noise for cell in self.cells})
+
+    @property
+    def many_noises(self) -> bool:
+        """Whether there are too many to show all of each: accuracy alone comes first, figures are folded."""
+        return len(self.noises) >= MANY_NOISES
 
     def at(self, noise: str) -> list[Cell]:
         """Return the cells of one noise."""
@@ -297,17 +303,16 @@ def _labels(runs: list[MlflowRun], noises: list[str]) -> list[str]:
     Those of `told_if_set` that a run has set stand in its label in the words given there, and only runs that have set
     the same ones are told by what else they differ in.
     """
-    options = [tuple(_set_options(run)) for run in runs]
+    options, told_params = [tuple(_set_options(run)) for run in runs], [_params(run) for run in runs]
     beside: dict[tuple[str, tuple[str, ...], str], list[dict[str, str]]] = defaultdict(list)
-    for run, words, noise in zip(runs, options, noises, strict=True):
-        beside[run.data.params["method"], words, noise].append(_params(run))
+    for params, words, noise in zip(told_params, options, noises, strict=True):
+        beside[params["method"], words, noise].append(params)
     differing: dict[tuple[str, tuple[str, ...]], dict[str, None]] = defaultdict(dict)  # -> params, in their order
     for (method, words, _), several in beside.items():
         keys = dict.fromkeys(key for params in several for key in params if key != "seed")
         differing[method, words] |= {key: None for key in keys if len({params.get(key) for params in several}) > 1}
     labels = []
-    for run, words in zip(runs, options, strict=True):
-        params = _params(run)
+    for params, words in zip(told_params, options, strict=True):
         kind, method = KINDS.get(params["method"]), params["method"]  # None: of another version of nlt
         always = dict.fromkeys(getattr(kind, "told_by", ()))
         beyond = differing[method, words]

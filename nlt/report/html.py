@@ -15,7 +15,7 @@ from mlflow.entities import Run as MlflowRun
 from nlt.provenance import git_commit
 from nlt.report.collect import Comparison, noise_title, sweeps_of
 from nlt.report.plots import Drawing, svg
-from nlt.report.table import MANY_NOISES, Entry, Table, details, results, run_list, show_time
+from nlt.report.table import Entry, Table, details, results, run_list, show_time
 
 NARROW = 6  # inches; a narrower figure is not stretched over the page
 MANY_RUNS = 60  # runs, from which on their list is unfolded by a click
@@ -30,7 +30,7 @@ def page(parts: Sequence[tuple[Comparison, Sequence[Drawing]]]) -> str:
     shown = [
         {
             "title": comparison.experiment,
-            "wide": len(comparison.noises) >= MANY_NOISES,
+            "wide": comparison.many_noises,
             "lead": _lead(comparison),
             "tables": [(next(tables), table) for table in (results(comparison), details(comparison))],
             "figures": [(next(figures), _image(drawing, part), drawing) for drawing in drawings],

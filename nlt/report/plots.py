@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from nlt.report.collect import Comparison, noise_title
 from nlt.report.curves import Curve, Losses, Panel
-from nlt.report.table import MANY_NOISES
 
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
@@ -75,7 +74,7 @@ class Drawing:
     figure: Figure
     caption: str
     of_one_noise: str = ""
-    """What it shows of which noise, where it is of one alone; a page of many noises has it folded under these words."""
+    """What it shows of which noise, where each noise has one; a page of many noises has it folded under these words."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +100,14 @@ def drawings(comparison: Comparison, panels: list[Panel]) -> list[Drawing]:
     style = lines(comparison.methods)
     with rc_context(STYLE):
         detecting = [panel for panel in panels if panel.detections]
-        together = [detecting] if len(comparison.noises) < MANY_NOISES else [[panel] for panel in detecting]
+        apart = comparison.many_noises
+        together = [[panel] for panel in detecting] if apart else [detecting]
         with_losses = [panel for panel in panels if panel.losses]
         result = [
             _ranks(comparison),
             _accuracy(panels, style),
             _remaining(panels, style),
-            *(_detection(group, step) for step, group in enumerate(together, 1) if group),
+            *(_detection(group, step, apart) for step, group in enumerate(together, 1) if group),
             *(_losses(panel, step) for step, panel in enumerate(with_losses, 1)),
         ]
     return [drawing for drawing in result if drawing is not None]
@@ -174,7 +174,8 @@ def _accuracy(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:
     return Drawing("accuracy", "summary/accuracy", 1, figure, caption)
 
 
-def _detection(panels: list[Panel], step: int) -> Drawing:
+def _detection(panels: list[Panel], step: int, apart: bool) -> Drawing:
+    """Draw all panels in one figure, or where each has one of its own (`apart`) the only one."""
     shown = [(panel.noise, detection) for panel in panels for detection in panel.detections]
     columns = min(len(shown), COLUMNS)
     bands = -(-len(shown) // columns)
@@ -210,11 +211,11 @@ def _detection(panels: list[Panel], step: int) -> Drawing:
         "Learning rate (above) and mean loss of the samples that the last mask removes and keeps (below), over the "
         f"epochs that detect wrong labels, {_over(curves)}"
     )
-    noises = [panel.noise for panel in panels]
-    if len(noises) > 1:
+    if not apart:
         return Drawing("detection", "summary/detection", step, figure, caption)
-    name, words = _named("detection", noises[0]), "Learning rate, losses of removed and kept samples"
-    return Drawing(name, "summary/detection", step, figure, caption, f"{words}, {noise_title(noises[0])}")
+    noise = panels[0].noise
+    words = f"Learning rate, losses of removed and kept samples, {noise_title(noise)}"
+    return Drawing(_named("detection", noise), "summary/detection", step, figure, caption, words)
 
 
 def _remaining(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:

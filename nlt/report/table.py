@@ -10,7 +10,6 @@ from nlt.report.collect import ACCURACY, PRECISION, Cell, Comparison, Metric, no
 from nlt.report.statistics import LEVEL, Difference, Summary
 
 SHOWN_FIRST = (ACCURACY, PRECISION)  # what the paper's Table 1 has; the second table has the rest
-MANY_NOISES = 4  # from which on the first table has the accuracy alone
 RESULTS = "%, last epoch: mean ± sample standard deviation over seeds{n}."
 SEEDS = "The seeds vary the training; the wrong labels are the same for all of them."
 RANK = (
@@ -98,7 +97,7 @@ def results(comparison: Comparison) -> Table:
 
 def shown_first(comparison: Comparison) -> tuple[Metric, ...]:
     """Return what the first table has of each noise."""
-    return SHOWN_FIRST if len(comparison.noises) < MANY_NOISES else (ACCURACY,)
+    return (ACCURACY,) if comparison.many_noises else SHOWN_FIRST
 
 
 def _by_outside_weights(comparison: Comparison) -> tuple[tuple[str, int], ...]:
@@ -126,7 +125,7 @@ def details(comparison: Comparison) -> Table:
     columns = [Column("noise", text=True), Column("method", text=True), *map(Column, numbers)]
     what = "All else that was measured, mean ± sample standard deviation; time is that of training alone."
     groups = tuple((noise_title(noise), len(comparison.at(noise))) for noise in comparison.noises)
-    many = groups if len(comparison.noises) >= MANY_NOISES else ()
+    many = groups if comparison.many_noises else ()
     return Table(columns, rows, " ".join(filter(None, (what, _differences_caption(comparison)))), groups=many)
 
 
