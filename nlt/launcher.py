@@ -308,7 +308,7 @@ def _train(
             if stop.asked and not over:
                 raise KeyboardInterrupt
 
-        with _ending(tracker, f"run {folder.run_id} ({spec.name}, seed {prepared.seed})", prepared.steps) as end:
+        with _ending(tracker, f"run {folder.run_id} ({spec.name}, seed {prepared.seed})", prepared.steps, stop) as end:
             if saved or tracker.epochs or folder.has_ended():
                 tracker.log_resumption()
             listener.on_start(folder.run_id, prepared, saved[0] if saved else 0)
@@ -330,13 +330,14 @@ class _End:
 
 
 @contextmanager
-def _ending(tracker: Tracker, run: str, steps: int) -> Iterator[_End]:
+def _ending(tracker: Tracker, run: str, steps: int, stop: "Stop") -> Iterator[_End]:
     """See a run to its end: what stops it is marked, KILLED or FAILED, what it holds is delivered, and it is let go.
 
     Args:
         tracker: the run's record.
         run: the run in words.
         steps: epochs of all stages together.
+        stop: whether the user has asked to stop; asked again, nlt goes on with marking the run all the same.
 
     Raises:
         Interrupted: in place of KeyboardInterrupt.
@@ -347,11 +348,13 @@ def _ending(tracker: Tracker, run: str, steps: int) -> Iterator[_End]:
         try:
             yield end
         except KeyboardInterrupt:
-            tracker.stop("KILLED", "interrupted", over=False)
+            with stop.held():
+                tracker.stop("KILLED", "interrupted", over=False)
             raise
         except BaseException as error:
             why = _hint(error, len(tracker.epochs) + 1)
-            tracker.stop("FAILED", why or f"{type(error).__name__}: {error}", over=isinstance(error, Diverged))
+            with stop.held():
+                tracker.stop("FAILED", why or f"{type(error).__name__}: {error}", over=isinstance(error, Diverged))
             if why and isinstance(error, OSError):  # of the disk that MLflow's database is on, perhaps
                 patience_s = FULL_DISK_PATIENCE_S
             if why:
@@ -394,6 +397,17 @@ class Stop:
     """Whether Ctrl-C or SIGTERM has come."""
 
     asked = False
+    ending = False
+    """Whether another one is ignored, as the run is being stopped."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Write down how the run ended, whatever comes meanwhile: without its end it would count as running."""
+        self.ending = True
+        try:
+            yield
+        finally:
+            self.ending = False
 
 
 @contextmanager
@@ -402,6 +416,8 @@ def stop_signals() -> Iterator[Stop]:
     stop = Stop()
 
     def ask(signum: int, frame: FrameType | None) -> None:
+        if stop.ending:
+            return
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True

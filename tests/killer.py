@@ -3,11 +3,11 @@
     python killer.py < requests        one JSON object a line, answered by one line with the exit code
 
 A request: {"args": [...], "cwd": DIR, "out": FILE, "env": {...}, "die": DEATH | null}, and
-DEATH: {"at": MOMENT, "n": N} | {"after": SECONDS} | {"interrupted_in_step": N} | {"file_size": BYTES}.
+DEATH: {"at": MOMENT, "n": N} | {"after": SECONDS} | {"interrupted_in_step": N, "times": 1 | 2} | {"file_size": BYTES}.
 MOMENT names a function below; the process kills itself with SIGKILL in the middle of the N-th call of it. That meets
 moments that a clock would hit once in a thousand tries. -9 is the answer where it came to that.
-"interrupted_in_step" is Ctrl-C within the N-th optimizer step, which nlt outlives. With "file_size" nothing dies, but
-no file may grow beyond that.
+"interrupted_in_step" is Ctrl-C within the N-th optimizer step, which nlt outlives, and a second one while the journal
+is told of the first. With "file_size" nothing dies, but no file may grow beyond that.
 """
 
 import json
@@ -100,8 +100,10 @@ def child(request: dict[str, Any]) -> None:
         case {"at": moment, "n": n}:
             owner, name, half, *of = MOMENTS[moment]
             cut(owner, name, n, half, *of)
-        case {"interrupted_in_step": n}:
+        case {"interrupted_in_step": n, "times": times}:
             cut(torch.optim.SGD, "step", n, nothing, by=signal.SIGINT)
+            if times == 2:
+                cut(nlt.tracking.journal.os, "write", 1, nothing, of='"status":"KILLED"', by=signal.SIGINT)
         case {"file_size": limit}:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

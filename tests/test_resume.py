@@ -208,9 +208,11 @@ def test_stopped_once_the_epoch_is_finished_and_the_line_to_go_on_is_printed(pla
     assert (run_json(place).parent / f"checkpoint-{done:06}.pt").exists()
 
 
-def test_ctrl_c_stops_after_the_epoch_and_resume_ends_as_if_nothing_had_happened(killer, place, peaceful):
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_stops_after_the_epoch_and_resume_ends_as_if_nothing_had_happened(killer, place, peaceful, times):
     """In the fourth epoch, whose steps are the first of the cyclical stage."""
-    stop = {"interrupted_in_step": 3 * 3 + 2}  # 80 images in batches of 32 are 3 steps in each of the first three
+    # 80 images in batches of 32 are 3 steps in each of the first three.
+    stop = {"interrupted_in_step": 3 * 3 + 2, "times": times}
     code, text = killer("launch", spec_file(place, "o2u"), "--device", "cpu", cwd=place, die=stop)
     run_id = run_json(place).parent.name
     assert code == 130, text
@@ -351,7 +353,7 @@ def test_on_a_gpu_a_deterministic_run_resumes_to_equal_numbers(place):
 def test_stopped_in_the_last_epoch_of_a_run_the_next_one_is_not_begun(killer, place):
     """The run is finished, since all was done; the rest of the command is not."""
     spec = spec_file(place, "standard")
-    last = {"interrupted_in_step": 7 * 3 + 1}  # of 8 epochs; 80 images in batches of 32 are 3 steps
+    last = {"interrupted_in_step": 7 * 3 + 1, "times": 1}  # of 8 epochs; 80 images in batches of 32 are 3 steps
     code, text = killer("launch", spec, "--device", "cpu", "--seed", "0", "--seed", "1", cwd=place, die=last)
     assert code == 130, text
     assert "interrupted; the run in progress was finished, 1 were not begun." in text

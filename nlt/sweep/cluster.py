@@ -31,6 +31,7 @@ from nlt.tracking import Store, folders, sync
 RETRIES = 3  # of a run whose node or process died
 POLL_S = 0.5
 CONNECT_S = 10.0
+CLIENT_TRIES = 3  # the head of a cluster begins a process for each ray:// client and gives it up after 30 s
 LET_GO_S = 60.0  # how long a process may outlive its node
 
 
@@ -92,9 +93,16 @@ def connect(address: str) -> None:
         host, colon, port = address.removeprefix("ray://").rpartition(":")
         if colon:  # Ray itself would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        for left in reversed(range(CLIENT_TRIES)):
+            try:
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+                break
+            except ConnectionAbortedError:
+                if not left:
+                    raise
     except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        first, *_, last = (str(error).strip() or type(error).__name__).splitlines() * 2  # between them a traceback
+        reason = (first if first == last else f"{first} {last}").rstrip(".")
         raise BadInput(
             f"--ray {brief(address)}: no Ray cluster can be reached there ({reason}): start one with `ray start "
             "--head`, or use --ray local."
