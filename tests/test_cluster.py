@@ -37,6 +37,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> "Iterator[ray.cluster_utils.Clus
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(REPO))  # the nodes' workers inherit it
+    monkeypatch.setenv("RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S", "60")  # s; by itself 30
     head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": CLIENT_PORT}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
@@ -130,7 +131,8 @@ def test_a_cluster_elsewhere_trains_on_data_that_it_does_not_have(tmp_path, clus
     spec.write_text(json.dumps(tiny(name="mine", data=mine, method=METHODS["base"])))
     process = nlt(tmp_path, "launch", str(spec), "--device", "cpu", "--ray", f"ray://127.0.0.1:{CLIENT_PORT}")
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
+    logs = [path.read_text() for path in Path(cluster.head_node.get_logs_dir_path()).glob("ray_client_server*.err")]
+    assert process.returncode == 0, "\n".join([out + err, *logs])
     assert "finished mine · seed 0" in out
 
 
