@@ -2,19 +2,24 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
-from nlt.backbones import AnyBackbone
+from nlt.backbones import AnyBackbone, Backbone
 from nlt.run import Run
 
 ForgetRate = Annotated[float, Field(ge=0, lt=1)] | Literal["estimate"]
 MOST = 0.95  # of the samples that are left out, whatever the estimate
 
 
-def go_together(forget_rate: ForgetRate, backbone: AnyBackbone | None) -> None:
-    """Raise ValueError unless there is a backbone where the rate is estimated, and none where it is told."""
-    if (forget_rate == "estimate") != (backbone is not None):
+def _go_together(backbone: AnyBackbone | None, info: ValidationInfo) -> AnyBackbone | None:
+    """Raise ValueError unless there is a backbone where `forget_rate` is estimated, and none where it is told."""
+    if "forget_rate" in info.data and (info.data["forget_rate"] == "estimate") != (backbone is not None):
         raise ValueError('forget_rate "estimate" and a backbone go together')
+    return backbone
+
+
+BackboneForRate = Annotated[Backbone | None, AfterValidator(_go_together), Field(validate_default=True)]
+"""Of settings with a `forget_rate` in front of it."""
 
 
 def rate_to_forget(run: Run, forget_rate: ForgetRate, backbone: AnyBackbone | None) -> tuple[float, dict[str, Any]]:

@@ -7,10 +7,9 @@ itself adds up its own mistakes; another one, with other initial weights, makes 
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from nlt.backbones import Backbone
-from nlt.forget_rate import ForgetRate, go_together, rate_to_forget
+from nlt.forget_rate import BackboneForRate, ForgetRate, rate_to_forget
 from nlt.run import Run
 from nlt.settings import Settings
 from nlt.train import Stage
@@ -39,13 +38,8 @@ class CoTeaching(Settings):
     """T_k, epochs until that share is reached: 10 (section 4)."""
     training: Stage = Stage()
     """The one stage; its loss selects and trains. The paper's is cross-entropy."""
-    backbone: Backbone | None = None
+    backbone: BackboneForRate = None
     """What makes the features by which the noise rate is estimated; with `forget_rate: "estimate"` only."""
-
-    @model_validator(mode="after")
-    def _estimates_by_features(self) -> "CoTeaching":
-        go_together(self.forget_rate, self.backbone)
-        return self
 
     def train(self, run: Run) -> None:
         """Train both networks."""

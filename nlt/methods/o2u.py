@@ -7,11 +7,9 @@ a large loss in every round, a right one only while it underfits. The losses of 
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import model_validator
 
-from nlt.backbones import Backbone
 from nlt.detect import Rounding, act_on, number_kept, smallest
-from nlt.forget_rate import MOST, ForgetRate, go_together, rate_to_forget
+from nlt.forget_rate import MOST, BackboneForRate, ForgetRate, rate_to_forget
 from nlt.optim import Constant, Cyclical
 from nlt.run import Run
 from nlt.settings import Settings
@@ -40,17 +38,12 @@ class O2U(Settings):
     """Stage 3, on what is left: 50 epochs at batch 128, any loss (NCE + RCE: the paper's "O2U-Net & APLoss")."""
     restart: Literal["pretrained", "fresh"] = "pretrained"
     """Where stage 3 starts: at the weights that stage 1 ended with (the authors' code), or at new ones."""
-    backbone: Backbone | None = None
+    backbone: BackboneForRate = None
     """What makes the features by which the noise rate is estimated; with `forget_rate: "estimate"` only."""
     act: Literal["remove", "relabel", "reweight"] = "remove"
     """What becomes of marked samples in stage 3: `remove` is the paper's. The others are ours and go by each class's
     mean probability in the forward passes of stage 2: `relabel` gives the most probable class where that is another
     one of more than 1/2 (of two: the other one), else removes; `reweight` weighs losses by that of the given label."""
-
-    @model_validator(mode="after")
-    def _estimates_by_features(self) -> "O2U":
-        go_together(self.forget_rate, self.backbone)
-        return self
 
     def fewest_samples(self, N: int) -> int:
         """Return how many of N samples the last stage trains on."""
