@@ -5,13 +5,10 @@ Everything that can be wrong with the input is found before the run is created.
 
 import errno
 import os
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -24,6 +21,7 @@ from nlt.reading import check
 from nlt.run import EpochRecord, Prepared, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment
+from nlt.stopping import Stop, stop_signals
 from nlt.tracking import (
     PATIENCE_S,
     Busy,
@@ -330,7 +328,7 @@ class _End:
 
 
 @contextmanager
-def _ending(tracker: Tracker, run: str, steps: int, stop: "Stop") -> Iterator[_End]:
+def _ending(tracker: Tracker, run: str, steps: int, stop: Stop) -> Iterator[_End]:
     """See a run to its end: what stops it is marked, KILLED or FAILED, what it holds is delivered, and it is let go.
 
     Args:
@@ -391,47 +389,6 @@ def _hint(error: BaseException, step: int) -> str | None:
             "`nlt resume` goes on after the last epoch that was saved."
         )
     return None
-
-
-class Stop:
-    """Whether Ctrl-C or SIGTERM has come."""
-
-    asked = False
-    ending = False
-    """Whether another one is ignored, as the run is being stopped."""
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Write down how the run ended, whatever comes meanwhile: without its end it would count as running."""
-        self.ending = True
-        try:
-            yield
-        finally:
-            self.ending = False
-
-
-@contextmanager
-def stop_signals() -> Iterator[Stop]:
-    """Let the first Ctrl-C or SIGTERM (schedulers, `docker stop`) stop a run after its epoch, the second at once."""
-    stop = Stop()
-
-    def ask(signum: int, frame: FrameType | None) -> None:
-        if stop.ending:
-            return
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        os.write(2, b"\nstopping after this epoch; Ctrl-C again stops at once\n")  # print may be under way
-
-    if threading.current_thread() is not threading.main_thread():  # signals can be set there only
-        yield stop
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

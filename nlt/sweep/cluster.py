@@ -22,8 +22,9 @@ from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
 from nlt.data import Dataset
 from nlt.events import Emit, Event, Failed, Finished, Noted, Started
-from nlt.launcher import Options, Unfinished, stop_signals, unfinished_runs
+from nlt.launcher import Options, Unfinished, unfinished_runs
 from nlt.settings import BadInput, brief
+from nlt.stopping import stop_signals
 from nlt.sweep.job import Job, run_job
 from nlt.sweep.plan import finished_before
 from nlt.tracking import Store, folders, sync

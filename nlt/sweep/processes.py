@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 import torch
 
 from nlt.events import Emit, Event, Failed, Finished, Noted, Started
-from nlt.launcher import Options, stop_signals
+from nlt.launcher import Options
+from nlt.stopping import stop_signals
 from nlt.sweep.job import Job, run_job
 
 LONGEST_STOP_S = 60.0  # after a second Ctrl-C; then processes are killed
