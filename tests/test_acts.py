@@ -138,6 +138,29 @@ def test_o2u_weighs_losses_in_the_step_it_takes():
         torch.testing.assert_close(after, before - 0.5 * (grad + decay * before), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("act", ["remove", "relabel", "reweight", "soften"])
+def test_cleaned_learns_what_it_has_made_of_the_labels(act):
+    """One step over all samples, by hand: labels, weights and left out samples are those of the act."""
+    train = clear_samples(40)
+    run, _ = make_run(train)
+    Cleaned(backbone=Pixels(), act=act, training=stage(1, lr=0.5, batch_size=200)).train(run)
+    before = make_run(train)[0].learner("net")
+    before.network.train()
+    keep_N, weights_N = run.buffers["keep_N"], run.buffers["weights_N"]
+    targets_NK = run.buffers["labels_N"]
+    if act != "soften":
+        targets_NK = F.one_hot(targets_NK, run.K).float()
+    changed = {"remove": 0, "relabel": 40, "reweight": 0, "soften": 200}[act]
+    assert int((targets_NK != F.one_hot(train.labels_N, run.K)).any(1).sum()) == changed
+    logits_MK = before(run._train.images_NHWC[keep_N].permute(0, 3, 1, 2).float() / 255)
+    losses_M = -(targets_NK[keep_N] * logits_MK.log_softmax(1)).sum(1)
+    grads = torch.autograd.grad((weights_N[keep_N] * losses_M).mean(), list(before.network.parameters()))
+    decay = 1e-4  # SGD's first step with momentum is a plain one
+    parameters = zip(before.network.parameters(), grads, run.learners["net"].network.parameters(), strict=True)
+    for start, grad, end in parameters:
+        torch.testing.assert_close(end, start - 0.5 * (grad + decay * start), rtol=1e-3, atol=1e-5)
+
+
 def test_removal_keeps_its_hash_and_its_state():
     """A spec of before `act`, and the checkpoints of O2U as published."""
     spec = load("experiments/o2u_20.json")
