@@ -259,11 +259,12 @@ def choose(arguments: argparse.Namespace) -> None:
     key, _, values = arguments.setting.partition("=")
     file = FILES / FOLDERS[arguments.data_set] / f"{arguments.method}.json"
     found = rows(arguments.data_set, arguments.human)
+    experiment = f"benchmark-{arguments.data_set}-choice"  # `nlt compare` would take its seeds for reported ones
     for value in json.loads(f"[{values}]"):
         wanted = [
             Cell(arguments.data_set, arguments.method, row, seed, _recipe(spec), spec)
             for row in CHOICE_ROWS
-            for spec in [read(arguments.data_set, file, row, found[row], {key: value})]
+            for spec in [read(arguments.data_set, file, row, found[row], {key: value, "experiment": experiment})]
             for seed in CHOICE_SEEDS
         ]
         accuracies: dict[str, list[float]] = {row: [] for row in CHOICE_ROWS}

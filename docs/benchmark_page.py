@@ -7,16 +7,21 @@ the lines and per cent on the page.
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from nlt.reading import load
 from nlt.report.plots import INK, RIGHT, STYLE, WRONG
 from nlt.report.statistics import paired_difference, ranks, summary
+from nlt.settings import Settings
+from nlt.spec import Experiment
+from nlt.train import Stage
 
+FILES = Path(__file__).parent.parent / "experiments" / "benchmark"
 BEGIN, END = "<!-- benchmark.jsonl -->", "<!-- end -->"
 DATA = {
     "digits": "digits",
@@ -136,7 +141,7 @@ def _sections(results: Results) -> list[str]:
 
     def accuracy(method: str, row: str) -> str:
         text = percent(results.values(method, row, "accuracy"))
-        return f"**{text}**" if text and best[row] == method else text
+        return f"**{text}**" if text and method in best[row] else text
 
     def difference(method: str, row: str) -> str:
         if method == BASE:
@@ -155,10 +160,10 @@ def _sections(results: Results) -> list[str]:
         found, wrong = (results.values(method, row, key) for key in ("estimated_rate", "wrong"))
         return f"{100 * mean(found.values()):.0f} / {100 * mean(wrong.values()):.0f}" if found and wrong else ""
 
-    places, best = results.ranks(), dict[str, str]()
+    places, best = results.ranks(), dict[str, set[str]]()
     for row in results.rows:
-        ranked = [method for method, of in places.items() if row in of]
-        best[row] = min(ranked, key=lambda method: places[method][row], default="")
+        first = min((of[row] for of in places.values() if row in of), default=0.0)
+        best[row] = {method for method, of in places.items() if of.get(row) == first}
     rank = {
         m: f"{mean(of.values()):.1f}" + f" ({len(of)})" * (len(of) < len(results.rows))
         for m, of in places.items()
@@ -186,8 +191,11 @@ def _sections(results: Results) -> list[str]:
         _table(results, detecting, noisy, detection),
         "Share of wrong labels that a method estimated / that there was, %.",
         _table(results, estimating, results.rows, estimate),
-        "Cost, mean over all runs of a method: seconds of training on a machine shared with other work, and images "
-        "that a step went back through, each network and view counted (what is only looked at is not).",
+        "What each method does in how many epochs, with which views, batches and learning rates.",
+        _stages(results),
+        "Cost: the median over all runs of a method of its seconds in epochs, on a machine shared with other work "
+        "(what a method does before its first epoch, as features of a backbone, is not in them), and the mean of its "
+        "images that a step went back through, each network and view counted (what is only looked at is not).",
         _cost(results),
     ]  # fmt: skip
 
@@ -198,8 +206,8 @@ def _table(results: Results, methods: list[str], columns: list[str], text: Calla
     return _pipes(head, body)
 
 
-def _pipes(head: list[str], body: list[list[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+def _pipes(head: list[str], body: list[list[str]], texts: int = 1) -> str:
+    lines = [head, ["---"] * texts + ["---:"] * (len(head) - texts), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -209,19 +217,63 @@ def _name(results: Results, method: str) -> str:
 
 
 def _cost(results: Results) -> str:
-    def means(method: str) -> tuple[float, float]:
+    def typical(method: str) -> tuple[float, float]:
         own = [line for line in results.lines if line["method"] == method]
-        return mean(line["seconds"] for line in own), mean(line["images_seen"] for line in own)
+        return median(line["seconds"] for line in own), mean(line["images_seen"] for line in own)
 
-    base = means(BASE) if BASE in results.methods else None
+    base = typical(BASE) if BASE in results.methods else None
     body = []
     for method in results.methods:
-        seconds, images = means(method)
+        seconds, images = typical(method)
         times = "" if base is None else f"{images / base[1]:.1f}"
         epochs = sorted({line["epochs"] for line in results.lines if line["method"] == method})
         use = results.outside.get(method, "")
         body.append([_name(results, method), f"{seconds:.0f}", f"{images / 1000:,.0f}", times, ", ".join(epochs), use])
     return _pipes(["method", "seconds", "1,000 images", "times cross-entropy's", "epochs", "outside weights"], body)
+
+
+def _stages(results: Results) -> str:
+    body = []
+    for method in results.methods:
+        file = FILES / FOLDERS[results.data] / f"{method}.json"
+        if file.exists():
+            body.append([_name(results, method), *_does(load(file))])
+    return _pipes(["method", "views", "stages: epochs x batch, schedule"], body, texts=3)
+
+
+def _does(spec: Experiment) -> tuple[str, str]:
+    """Return a spec's views and its stages in words."""
+    method = dict(spec.method)
+    views = _view(spec.augmentation)
+    if method.get("strong") is not None:
+        views += f"; strong: {_view(method['strong'])}"
+    stages = [
+        f"{name} {stage.epochs} x {stage.batch_size}, {stage.schedule.name} {_rates(stage.schedule)}"
+        for name, stage in method.items()
+        if isinstance(stage, Stage)
+    ]
+    return views, "; ".join(stages)
+
+
+def _view(view: Settings | None) -> str:
+    """Return a view in words: `crop 1, cutout 3`."""
+    if view is None:
+        return "as they are"
+    told = view.model_dump()
+    if told["name"] == "strong":
+        return f"{told['operations']} operations, crop, flip, cutout"
+    words = [
+        f"crop {told['pad']}" * bool(told["pad"]),
+        "flip" * told["flip"],
+        f"cutout {told['cutout']}" * bool(told["cutout"]),
+    ]
+    return ", ".join(filter(None, words)) or "as they are"
+
+
+def _rates(schedule: Settings) -> str:
+    told = schedule.model_dump()
+    rates = told.get("lrs") or [told[key] for key in ("lr", "final_lr", "r1", "r2") if key in told]
+    return " / ".join(f"{rate:g}" for rate in rates)
 
 
 def _provenance(results: Results) -> str:

@@ -53,7 +53,7 @@ def test_methods_of_a_data_set_differ_in_the_method_alone(script: ModuleType, fo
     for name, spec in specs.items():
         for key in ("experiment", "data", "noise", "model", "optimizer", "precision", "evaluate"):
             assert getattr(spec, key) == getattr(base, key), (name, key)
-        # What a method changes in its images is its name's to say, but for those whose own papers ask for two views.
+        # Strong views of a method's own are no augmentation of the experiment; the page tells both.
         assert (spec.augmentation == base.augmentation) == (name != "base_augmented"), name
         assert spec.steps() == base.steps(), name
         assert spec.data.val_fraction == 0.1
@@ -124,6 +124,36 @@ def test_what_stands_in_the_results_or_in_mlflow_is_not_run_again(
         script.main([*call, "--seeds", "1"])
 
 
+@pytest.mark.slow
+def test_the_rule_that_chooses_goes_by_noisy_validation_and_stays_out_of_the_reported_runs(
+    script: ModuleType, small: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "CHOICE_ROWS", ("symmetric 60",))
+    monkeypatch.setattr(script, "CHOICE_SEEDS", (100, 101))
+    call = [
+        "choose",
+        "digits",
+        "base",
+        "optimizer.weight_decay=0.0,0.001",
+        "--tracking-uri",
+        store.uri,
+        "--device",
+        "cpu",
+    ]
+    script.main(call)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("optimizer.weight_decay")]
+    [experiment] = [e for e in store.client.search_experiments() if e.name.startswith("benchmark")]
+    assert experiment.name == "benchmark-digits-choice"
+    by_hand: dict[str, list[float]] = {"0.0": [], "0.001": []}
+    for run in store.client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'"):
+        if "nlt.seed" in run.data.tags:
+            assert run.data.tags["nlt.seed"] in ("100", "101")
+            by_hand[run.data.params["weight_decay"]].append(run.data.metrics["val/accuracy"])
+    for line, (value, accuracies) in zip(told, by_hand.items(), strict=True):
+        mean = f"{sum(accuracies) / 2:.4f}"
+        assert line == f"optimizer.weight_decay={value}: {mean}  symmetric 60 {mean}" and len(accuracies) == 2
+
+
 def test_an_option_that_fits_nothing_is_told(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="no 'METHOD, ROW' is like that; methods are apl, base"):
         script.main(["run", "digits", "--only", "base, sym"])
@@ -182,6 +212,7 @@ def test_the_page_by_hand(page: ModuleType, tmp_path: Path) -> None:
     order = [row[0].split("(")[0] for row in rows[:4]]
     assert order == ["[base", "[elr", "[o2u_told", "[cleaned_lite0"]
     assert "†" in plain[2] and "‡" in plain[3]
+    assert ["as they are", "training 50 x 128, step 0.03 / 0.015 / 0.003"] in of("base")
     assert (tmp_path / "benchmark_digits.png").read_bytes().startswith(b"\x89PNG")
     assert "| CIFAR-10 | ssr | symmetric 20 | 96.7 |  | Feng et al. 2022, SSR+ |" in text
 
@@ -194,7 +225,21 @@ def test_a_mean_rank_over_fewer_rows_says_so(page: ModuleType) -> None:
         "elr": {"clean": 1.5, "symmetric 60": 1},
         "apl": {"clean": 1.5},
     }
-    assert "| 1.5 (1) |" in "\n".join(page._sections(page.Results("digits", lines)))
+    text = "\n".join(page._sections(page.Results("digits", lines)))
+    assert "| 1.5 (1) |" in text
+    assert text.count("**97.0") == 2  # equal ones are both the best
+
+
+def test_the_page_tells_views_batches_and_rates(page: ModuleType) -> None:
+    def does(file: str) -> tuple[str, str]:
+        return page._does(load(page.FILES / f"{file}.json"))
+
+    ours = "warmup 25 x 64, constant 0.03; training 25 x 64, step 0.03 / 0.015 / 0.003"
+    assert does("digits/loo_consistency") == ("as they are; strong: crop 1, cutout 3", ours)
+    assert does("digits/loo_consistency_plain") == ("as they are; strong: as they are", ours)
+    assert does("digits/base_augmented") == ("crop 1, cutout 3", "training 50 x 64, step 0.03 / 0.015 / 0.003")
+    assert does("cifar4-reduced/ssr")[0] == "as they are; strong: 2 operations, crop, flip, cutout"
+    assert does("cifar/base")[0] == "crop 4, flip"
 
 
 def test_published_numbers_name_rows_and_data_that_there_are(page: ModuleType) -> None:

@@ -137,15 +137,24 @@ class Comparison:
     def ranks(self) -> dict[str, dict[str, float]]:
         """Return label -> noise -> place by mean last-epoch accuracy, 1 for the highest.
 
-        Empty for fewer than three methods or noises. A noise counts where two or more methods were run.
+        Methods from these data alone and those on outside weights have places among their own. Empty for fewer than
+        three methods or noises. A noise counts where two or more methods were run.
         """
         if len(self.methods) < RANKED or len(self.noises) < RANKED:
             return {}
         found: dict[str, dict[str, float]] = {label: {} for label in self.methods}
         for noise in self.noises:
-            means = {cell.label: of.mean for cell in self.at(noise) if (of := cell.summary(ACCURACY))}
-            for label, rank in ranks(means).items() if len(means) > 1 else ():
-                found[label][noise] = rank
+            for means in self.rivals(noise):
+                for label, rank in ranks(means).items() if len(means) > 1 else ():
+                    found[label][noise] = rank
+        return found
+
+    def rivals(self, noise: str) -> list[dict[str, float]]:
+        """Return label -> mean last-epoch accuracy at a noise, of methods from these data alone and of the others."""
+        found: list[dict[str, float]] = [{}, {}]
+        for cell in self.at(noise):
+            if of := cell.summary(ACCURACY):
+                found[cell.outside != ""][cell.label] = of.mean
         return found
 
     def metrics(self) -> list[Metric]:

@@ -137,7 +137,8 @@ def _ranks(comparison: Comparison) -> Drawing | None:
     _legend(figure, [ax])
     caption = (
         "Methods by their mean rank (large marks) over the noises that each was run at; each short line is one noise. "
-        "A rank says nothing of how far apart two methods are."
+        "What uses weights of outside origin is ranked among its own. A rank says nothing of how far apart two methods "
+        "are."
     )
     return Drawing("ranks", "summary/ranks", 1, figure, caption)
 

@@ -14,7 +14,7 @@ RESULTS = "%, last epoch: mean ± sample standard deviation over seeds{n}."
 SEEDS = "The seeds vary the training; the wrong labels are the same for all of them."
 RANK = (
     "Mean rank: of a method's places by mean accuracy, 1 the highest, over the noises that it was run at (their "
-    "number, if not all)."
+    "number, if not all); what uses weights of outside origin has places among its own."
 )
 
 
@@ -69,7 +69,7 @@ def results(comparison: Comparison) -> Table:
         if metric is ACCURACY or any(cell.values(metric) for cell in comparison.at(noise))
     ]
     names = {ACCURACY.key: "test accuracy", PRECISION.key: "noise precision"}
-    best = {noise: _best(comparison, noise) for noise in comparison.noises}
+    best = {(noise, label) for noise in comparison.noises for label in _best(comparison, noise)}
     rows = []
     for label in comparison.methods:
         row = [Entry(label)]
@@ -77,8 +77,7 @@ def results(comparison: Comparison) -> Table:
             cell = comparison.cell(label, noise)
             found = None if cell is None else cell.summary(metric)
             number = show(found, metric) if found is None or not alike else show_mean(found, metric)
-            is_best = metric is ACCURACY and cell is not None and cell is best[noise]
-            row.append(Entry(number, show_published(cell, metric), is_best))
+            row.append(Entry(number, show_published(cell, metric), metric is ACCURACY and (noise, label) in best))
         if places:
             row.append(Entry(show_rank(places[label], len(comparison.noises))))
         rows.append(row)
@@ -146,10 +145,14 @@ def run_list(comparison: Comparison) -> Table:
     return Table([*words, *numbers, Column("MLflow run id", text=True)], rows, caption, kind="runs")
 
 
-def _best(comparison: Comparison, noise: str) -> Cell | None:
-    found = {cell.label: cell.summary(ACCURACY) for cell in comparison.at(noise)}
-    means = {label: summary.mean for label, summary in found.items() if summary}
-    return comparison.cell(max(means, key=lambda label: means[label]), noise) if len(means) > 1 else None
+def _best(comparison: Comparison, noise: str) -> list[str]:
+    """Return the methods of the highest mean among their rivals."""
+    return [
+        label
+        for means in comparison.rivals(noise)
+        for label, value in means.items()
+        if len(means) > 1 and value == max(means.values())
+    ]
 
 
 def _differences_caption(comparison: Comparison) -> str:
