@@ -30,7 +30,8 @@ class SOP(Settings):
     As in the authors' code (`loss.py`, `train.py`) u is one number a sample, since y hides the others, its learning
     rate and v's are not scheduled and multiply the gradient of the batch's mean (Algorithm 1: times the network's
     learning rate), and h is the hard label. Differences: u has no gradient of v's loss (as in
-    the paper; the code's latest version has it), u and v are cut, not their squares where they are used.
+    the paper; the code's latest version has it), u and v are cut, not their squares where they are used, and the
+    prediction is not cut once more after it was normalized.
     """
 
     title: ClassVar = "SOP"
