@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from nlt.settings import Settings
 
-Rate = Annotated[float, Field(gt=0)]
+LARGEST = 1e6  # more overflows float32 before it is of any use
+Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 
 
 class SGD(Settings):
@@ -20,7 +21,7 @@ class SGD(Settings):
     name: Literal["sgd"] = "sgd"
     momentum: float = Field(0.9, ge=0, lt=1)
     """0.9 (paper, section 3)."""
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(1e-4, ge=0, le=LARGEST)
     """1e-4 (paper, section 3); the authors' code has 5e-4 (`main.py`, lines 94 and 134)."""
 
     def build(self, network: torch.nn.Module) -> torch.optim.Optimizer:
@@ -35,7 +36,7 @@ class AdamW(Settings):
     """
 
     name: Literal["adamw"] = "adamw"
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, le=LARGEST)
     """Share of a weight that goes in a step, per unit of the learning rate; 0.01 is torch's."""
 
     def build(self, network: torch.nn.Module) -> torch.optim.Optimizer:
@@ -86,7 +87,7 @@ class Cosine(Settings):
     name: Literal["cosine"] = "cosine"
     lr: Rate
     """Learning rate of the first epoch."""
-    final_lr: float = Field(0.0, ge=0)
+    final_lr: float = Field(0.0, ge=0, le=LARGEST)
     """Where the cosine ends."""
 
     def at(self, t: int, epochs: int) -> float:

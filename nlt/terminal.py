@@ -29,10 +29,11 @@ def warn(sentence: str) -> None:
     click.echo(f"note: {sentence}", err=True)
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line; where nobody listens any more, as after `nlt launch ... | head`, the work goes on."""
     try:
         click.echo(line)
-    except BrokenPipeError:  # nobody listens any more, as after `nlt launch ... | head`: the run goes on
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -139,10 +140,10 @@ class Lines:
     def _show(self, index: int, event: Event) -> None:
         if isinstance(event, Started):
             job = self._jobs[index]
-            _say(f"{job.spec.name} · seed {job.seed} · run {event.run_id}")
-            _say(f"  {event.about}")
+            say(f"{job.spec.name} · seed {job.seed} · run {event.run_id}")
+            say(f"  {event.about}")
             if event.after:
-                _say(f"  {event.after}")
+                say(f"  {event.after}")
             self._began, self._done = time.perf_counter(), event.done
         elif isinstance(event, Progressed):
             self._epoch(event)
@@ -162,7 +163,7 @@ class Lines:
             f"{m['time/images_per_second']:,.0f} img/s",
             f"{_duration(left)} left",
         ]
-        _say("  ".join(parts))
+        say("  ".join(parts))
 
 
 class Board:
@@ -194,13 +195,13 @@ class Board:
             if event.shared:
                 self._steps -= event.done
             if event.after and not self._live:
-                _say(f"{job.spec.name} · seed {job.seed} {event.after}")
+                say(f"{job.spec.name} · seed {job.seed} {event.after}")
         elif isinstance(event, Progressed) and index in self._running:
             self._running[index] = self._running[index][0], event
             self._done += 1
             if not self._live and time.perf_counter() - self._said > STATUS_EVERY_S:
                 self._said = time.perf_counter()
-                _say(self._status())
+                say(self._status())
         elif isinstance(event, Finished | Failed):
             started, last = self._running.pop(index, (None, None))
             if started:  # what it will not train any more, failed or stopped early, is not left to do
@@ -209,8 +210,8 @@ class Board:
                 return
             if isinstance(event, Finished):
                 accuracy = event.metrics.get("final/test_accuracy_last", float("nan"))
-                _say(f"finished {job.spec.name} · seed {job.seed} · run {event.run_id} · test {accuracy:.1%}")
-            _say(self._status())
+                say(f"finished {job.spec.name} · seed {job.seed} · run {event.run_id} · test {accuracy:.1%}")
+            say(self._status())
 
     def _status(self) -> str:
         ledger = self._ledger

@@ -301,3 +301,12 @@ def test_ui_serves_the_store_on_loopback_and_prints_the_comparison_link(store_ur
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_an_interrupt_with_nothing_to_tell_of_ends_with_130(monkeypatch):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nlt.reading.load_all", interrupt)
+    result = nlt_("validate", "experiments/o2u_20.json")
+    assert (result.exit_code, result.output) == (130, "Error: interrupted\n")

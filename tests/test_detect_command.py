@@ -3,6 +3,9 @@
 import csv
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +152,70 @@ def test_decisions_are_taken_in(planted, run, tmp_path):
     assert (out / "clean" / worst["path"]).is_file()
     result = run("apply", out, tmp_path / "mine.csv")
     assert "1 samples decided: 1 kept" in result.output
+    result = run("detect", top, *PIXELS, "--out", out)  # judges anew, and says that what people decided waits
+    assert f"1 files of people's decisions are kept and are no part of this result: nlt apply {out}" in result.output
+    assert not (out / "clean" / worst["path"]).exists()
+    assert run("apply", out).exit_code == 0
+    assert (out / "clean" / worst["path"]).is_file()
+
+
+def test_a_csv_alone_has_its_output_beside_its_folder(planted, store_uri, tmp_path, monkeypatch):
+    """The second call, too, in whose folder nlt's own ones lie by then: only images of the CSV's rows are judged."""
+    digits, table = tmp_path / "digits", tmp_path / "digits" / "labels.csv"
+    shutil.copytree(planted[0], digits)
+    names = sorted(str(file.relative_to(digits)) for file in digits.rglob("*.png"))[::4]
+    table.write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    monkeypatch.chdir(digits)
+    for action in ("remove", "keep"):
+        command = ["detect", "labels.csv", *PIXELS, "--action", action, "--tracking-uri", store_uri]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+    assert len(list(csv.DictReader((tmp_path / "digits.nlt" / "labels.csv").open(encoding="utf-8")))) == 150
+
+
+def test_other_labels_of_the_same_images_do_not_replace_a_result(planted, run, tmp_path):
+    top, _ = planted
+    names = sorted(str(file.relative_to(top)) for file in top.rglob("*.png"))[::4]
+    for who in ("ann", "bob"):
+        (tmp_path / f"{who}.csv").write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    call = ("detect", top, *PIXELS, "--out", tmp_path / "out", "--labels")
+    assert run(*call, tmp_path / "ann.csv").exit_code == 0
+    before = listing(tmp_path / "out")
+    for other, what in (((*call, tmp_path / "bob.csv"), "bob.csv"), (call[:-1], "labels in the folders")):
+        result = run(*other)
+        assert result.exit_code == 2, result.output
+        assert "ann.csv, not of" in result.output and what in result.output
+        assert listing(tmp_path / "out") == before
+    assert run(*call, tmp_path / "ann.csv").exit_code == 0
+
+
+def test_from_within_the_images_nothing_is_written_among_them(planted, tmp_path, monkeypatch):
+    shutil.copytree(planted[0], tmp_path / "digits")
+    before = listing(tmp_path)
+    monkeypatch.chdir(tmp_path / "digits")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for more in ((), ("--data-root", str(tmp_path / "data"))):
+        result = CliRunner().invoke(main, ["detect", ".", *PIXELS, *more])
+        assert result.exit_code == 2, result.output
+        assert "/ would lie in the input ., which is never touched: run nlt in the folder above" in result.output
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(("",), "it is empty"), ((".", "--seed", str(2**32)), "0<=x<=4294967295")]
+)
+def test_what_click_refuses(run, arguments, said):
+    result = run("detect", *arguments)
+    assert result.exit_code == 2 and said in result.output
+
+
+@pytest.mark.slow
+def test_nobody_listens_and_the_work_is_done_all_the_same(planted, tmp_path):
+    command = [sys.executable, "-m", "nlt.cli", "detect", str(planted[0]), *PIXELS, "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +276,7 @@ def test_an_interrupt_leaves_nothing_half_written_and_the_caches(planted, run, t
 
 @pytest.mark.parametrize(
     ("source", "out"),
-    [("photos", "photos.nlt"), ("photos/", "photos.nlt"), ("a/b.csv", "a/b.csv.nlt"), (".", "{here}.nlt"),
+    [("photos", "photos.nlt"), ("photos/", "photos.nlt"), ("a/b.npz", "a/b.npz.nlt"), (".", "{here}.nlt"),
      ("x/..", "{here}.nlt")],
 )  # fmt: skip
 def test_the_output_lies_beside_the_input(source, out, tmp_path, monkeypatch):

@@ -14,14 +14,17 @@ from typing import get_args
 import mlflow
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import REPO, tiny
 from PIL import Image
 
+from nlt.cli import main
 from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, Npz
 from nlt.events import Failed, Finished, Incomplete, Noted, Progressed, Started
 from nlt.launcher import Options, Unfinished, launch
 from nlt.reading import check, load_all
 from nlt.report import compare
+from nlt.run import Run
 from nlt.sweep import Job, plan, side_by_side
 from nlt.sweep.plan import finished_before
 from nlt.sweep.processes import device_of, threads_each
@@ -265,6 +268,25 @@ def test_a_repeated_launch_says_that_the_data_have_changed_and_runs_anew(killer,
     store = open_store(f"sqlite:///{place / 'mlruns' / 'mlflow.db'}")
     (experiment,) = [e for e in store.client.search_experiments() if e.name == "npz"]
     assert len(finished_runs(store, experiment.experiment_id)) == 2
+
+
+def test_a_mistake_in_a_method_stops_no_other_run(place, monkeypatch):
+    real, calls = Run.epochs, []
+
+    def broken(run, *given, **more):
+        calls.append(run)
+        if len(calls) == 1:
+            raise ZeroDivisionError("a mistake")
+        return real(run, *given, **more)
+
+    monkeypatch.setattr(Run, "epochs", broken)
+    monkeypatch.chdir(place)
+    command = ["launch", write(place, name="a"), "--seed", "3", "--seed", "4", "--device", "cpu"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert "ZeroDivisionError: a mistake" in result.output and "in broken" in result.output
+    assert result.output.rstrip().endswith("1 of 2 runs failed: a, seed 3")
+    assert {run.data.tags["nlt.seed"]: run.info.status for run in runs(place)} == {"3": "FAILED", "4": "FINISHED"}
 
 
 def test_gpus_are_taken_in_turn_unless_one_is_named():

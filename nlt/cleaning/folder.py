@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,17 @@ OURS = frozenset({
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of linux/fs.h and fcntl.h
 
 
-def check_place(out: Path, source: Path) -> None:
+def check_place(out: Path, source: Path, labels: Path | None = None) -> None:
     """Make sure that an output folder can be written there without harm to the input or to what is not ours.
 
+    Args:
+        out: the output folder.
+        source: the input.
+        labels: the file that the input's labels are from, where that is another one.
+
     Raises:
-        BadInput: it is the input, lies in it or holds it; it exists and is not ours; it is of another data set.
+        BadInput: it is the input, lies in it or holds it; it exists and is not ours; it is of another data set, or of
+            other labels.
     """
     real_out, real_source = Path(os.path.realpath(out)), Path(os.path.realpath(source))
     if real_out == real_source:
@@ -52,9 +59,19 @@ def check_place(out: Path, source: Path) -> None:
         raise BadInput(f"--out {out} cannot be read ({error.strerror}): name another folder") from error
     if not (out / MANIFEST).is_file():
         raise BadInput(f"--out {out} exists and is not nlt's (it has no {MANIFEST}): name another one, or remove it")
-    before = os.path.normpath(real_out / str(read_manifest(out)["source"]))
-    if os.path.realpath(before) != str(real_source):
-        raise BadInput(f"--out {out} holds the result of {before}, not of {source}: name another folder, or remove it")
+    manifest = read_manifest(out)
+    # Of what was written before labels were in the manifest nothing is known.
+    for before, now in ((manifest["source"], source), (manifest.get("labels"), labels)):
+        if before is None or (now is not None and os.path.realpath(real_out / before) == os.path.realpath(now)):
+            continue
+        place = os.path.normpath(real_out / before)
+        what = "labels in the folders" if now is None else str(now)
+        raise BadInput(f"--out {out} holds the result of {place}, not of {what}: name another folder, or remove it")
+
+
+def from_out(out: Path, file: Path) -> str:
+    """Return a file's path as an output folder's manifest has it, so that both may be moved together."""
+    return os.path.relpath(os.path.realpath(file), os.path.realpath(out))
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -99,12 +116,14 @@ def built(out: Path) -> Iterator[Path]:
         sync_folder(out.parent)
     except OSError as error:
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        raise BadInput(f"{out} cannot be written ({what}): make room, or name another folder by --out") from error
+        mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
+        raise BadInput(f"{out} cannot be written ({what}): {mend}, or name another folder by --out") from error
     finally:
         if lock is not None:
             if part.is_dir():
                 if out.is_dir():
                     rescue(part, out)  # put there between the copy and the swap
+                _make_writable(part)  # the output before, which somebody may have made read-only
                 shutil.rmtree(part, ignore_errors=True)
             os.close(lock)
 
@@ -122,9 +141,16 @@ def _lock(part: Path, out: Path) -> int:
         raise
     if out.is_dir():
         rescue(part, out)  # a process was killed right after the swap
+    _make_writable(part)
     for entry in os.scandir(part):
         shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
     return lock
+
+
+def _make_writable(part: Path) -> None:
+    with suppress(OSError):  # another user's: what follows says so
+        for inside, _, _ in os.walk(part):
+            os.chmod(inside, os.stat(inside).st_mode | stat.S_IRWXU)
 
 
 def rescue(old: Path, new: Path) -> None:

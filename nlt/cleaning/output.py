@@ -11,7 +11,6 @@ The same input and settings give the same bytes. Legend: N samples, K classes.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from PIL import Image
 
 from nlt.cleaning.decide import THRESHOLD, Action, decide
 from nlt.cleaning.export import Clean, Export, check_export, write_clean
-from nlt.cleaning.folder import DECISIONS, MANIFEST, MARK, built, check_place
+from nlt.cleaning.folder import DECISIONS, MANIFEST, MARK, built, check_place, from_out
 from nlt.cleaning.page import review_page, shown_rows, thumbnails
 from nlt.cleaning.sample import Sample, draw_sample
 from nlt.figures import image_grid
@@ -82,7 +81,7 @@ def write_output(
     Raises:
         BadInput: as `check_place`, `check_export`, `decide` and `built`.
     """
-    check_place(out, data.source)
+    check_place(out, data.source, data.labels)
     check_export(export, data.kind)
     table = decide(data, errors, issues, action, threshold)
     drawn = draw_sample(errors.p_wrong_N, sample, seed)
@@ -90,7 +89,8 @@ def write_output(
     manifest = {
         "nlt": MARK,
         "versions": {name: version(name) for name in ("nlt", "numpy", "pandas", "pillow")},
-        "source": os.path.relpath(os.path.realpath(data.source), os.path.realpath(out)),
+        "source": from_out(out, data.source),
+        "labels": None if data.labels is None else from_out(out, data.labels),
         "kind": data.kind,
         "input": input_digest(data),
         "result": digest,

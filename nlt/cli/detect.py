@@ -21,7 +21,7 @@ from nlt.cli.options import (
 )
 from nlt.events import Stopped
 from nlt.settings import BadInput, brief, one_line
-from nlt.terminal import Bars, warn
+from nlt.terminal import Bars, say, warn
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,18 @@ if TYPE_CHECKING:
     from nlt.spec import Experiment
     from nlt.tracking import Store
 
-FILE = click.Path(path_type=Path)
+
+class Place(click.Path):
+    """A path; the empty text, as of a variable that is not set, is none, where Path("") would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or have click refuse it."""
+        if value == "":
+            self.fail("it is empty: name a file or folder.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = Place(path_type=Path)
 MOST_SAID = 5  # issues that are printed; the report has all
 MEASURES = (
     "rate", "rate_low", "rate_high", "accuracy", "seconds",
@@ -68,7 +79,9 @@ MEASURES = (
 @click.option("--review", type=click.IntRange(0, 20_000), default=1000, show_default=True, help="Samples to review.")
 @ray_option
 @device_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random sample to review.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of the random sample to review."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @data_root_option
 @tracking_option
@@ -118,7 +131,8 @@ def detect(
     from nlt.tracking import open_store
 
     # What can be wrong is found before the work.
-    check_place(out, source)
+    check_place(out, source, given.labels_file())
+    _check_apart(given, data_root, tracking_uri)
     check_image_size(image_size)
     trained = read_detector(detector, given)
     here = find_device(device) if trained else None
@@ -126,12 +140,12 @@ def detect(
     store = open_store(tracking_uri)
     try:
         with _machines(address, device) as machines, Bars() as progress:
-            say = warn if as_json else click.echo
-            judged = _judge(given, backbones, machines, data_root, seed, progress, say)
+            tell = warn if as_json else say
+            judged = _judge(given, backbones, machines, data_root, seed, progress, tell)
             if trained:
                 judged = judged.by_training(
                     trained, detector, side=image_size, data_root=data_root, device=here, seed=seed, progress=progress,
-                    note=lambda sentence: say(f"  {sentence}"),
+                    note=lambda sentence: tell(f"  {sentence}"),
                 )  # fmt: skip
             form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[judged.data.kind]
             check_export(form, judged.data.kind)
@@ -154,8 +168,10 @@ def detect(
     }  # fmt: skip
     quality = judged.quality(THRESHOLD)
     run_id = _track(store, source, judged, found | quality, action, out)
+    if decided := len(list((out / "decisions").glob("*.csv"))):
+        warn(f"{decided:,} files of people's decisions are kept and are no part of this result: nlt apply {out}")
     if as_json:
-        click.echo(json.dumps(found | quality | {"run_id": run_id}))
+        say(json.dumps(found | quality | {"run_id": run_id}))
         return
     _print(judged, found, out)
 
@@ -197,7 +213,38 @@ class Given(NamedTuple):
             return numbers
         if self.path is None:
             raise BadInput("name a folder of images, a CSV or an .npz: nlt detect photos/, or --features and --labels.")
-        return self.path
+        return self.path.parent if self.is_list() else self.path
+
+    def is_list(self) -> bool:
+        """Return whether it is a CSV alone, whose folder is the input.
+
+        Raises:
+            BadInput: there is nothing to be judged.
+        """
+        from nlt.data.labelled import kind_of
+
+        return self.path is not None and kind_of(self.path) == "list"
+
+    def labels_file(self) -> Path | None:
+        """Return the file that labels are from, if it is not the input itself."""
+        return self.path if self.labels is None and self.is_list() else self.labels
+
+
+def _check_apart(given: Given, data_root: Path, tracking_uri: str | None) -> None:
+    """Make sure that nlt's own folders do not lie in a folder of images, all of which would be judged.
+
+    Raises:
+        BadInput: one does.
+    """
+    if given.path is None or given.labels is not None or not given.path.is_dir():
+        return
+    named = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    for place, option in ((data_root, "--data-root"), (None if named else Path("mlruns"), "--tracking-uri")):
+        if place is not None and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(given.path)):
+            raise BadInput(
+                f"{option}: {place}/ would lie in the input {given.path}, which is never touched: run nlt in the "
+                f"folder above, or name another place by {option}."
+            )
 
 
 def read_detector(text: str, given: Given) -> "Experiment | Literal['o2u'] | None":
@@ -250,7 +297,7 @@ def _everywhere(weights: str | None, address: str | None) -> str | None:
 
 def _judge(
     given: Given, backbones: "Sequence[AnyBackbone]", machines: Machines, data_root: Path, seed: int,
-    progress: "Progress", say: Callable[[str], None],
+    progress: "Progress", tell: Callable[[str], None],
 ) -> "Judged":  # fmt: skip
     from nlt.cleaning.judge import judge, judge_numbers
     from nlt.data.labelled import read_labelled
@@ -264,11 +311,11 @@ def _judge(
     for sentence in data.notes:
         warn(f"{sentence}.")
     lost = f"; {len(data.left_out):,} files cannot be read and are left out" if data.left_out else ""
-    say(f"{given.path}: {len(data):,} images of {len(data.classes)} classes{lost}")
+    tell(f"{given.path}: {len(data):,} images of {len(data.classes)} classes{lost}")
     return judge(
         data, backbones, cache=data_root / "features", device=machines.device, maker=machines.maker, seed=seed,
         progress=progress,
-        note=lambda sentence: say(f"  {sentence}"),
+        note=lambda sentence: tell(f"  {sentence}"),
     )  # fmt: skip
 
 
@@ -306,23 +353,21 @@ def _print(judged: "Judged", found: dict[str, Any], out: Path) -> None:
     used = found["features"] or "your own numbers"
     used += "" if found["ranking"] == "posterior" else f" and {found['ranking']}'s training"
     origin = f", weights of outside origin: {judged.outside_weights}" if judged.outside_weights else ""
-    click.echo(
-        f"{found['flagged']:,} of {found['images']:,} labels are more probably wrong than right (by {used}{origin})"
-    )
+    say(f"{found['flagged']:,} of {found['images']:,} labels are more probably wrong than right (by {used}{origin})")
     for issue in judged.issues[:MOST_SAID]:
-        click.echo(f"  {one_line(issue.sentence)}")
+        say(f"  {one_line(issue.sentence)}")
     if len(judged.issues) > MOST_SAID:
-        click.echo(f"  and {len(judged.issues) - MOST_SAID:,} more things to know in the report")
+        say(f"  and {len(judged.issues) - MOST_SAID:,} more things to know in the report")
     for row in judged.errors.table().head(8).itertuples():
         line = f"{row.p_wrong:5.1%} wrong  {row.id}  given {row.given_label}, suggested {row.suggested_label}"
-        click.echo(f"  {one_line(line)}")  # names of files and classes may hold what steers a terminal
-    click.echo(f"look at them: {out / 'report.html'}  (then: nlt apply {out} decisions.csv)")
-    click.echo(f"all labels: {out / 'labels.csv'}; {found['seconds']:g} s")
+        say(f"  {one_line(line)}")  # names of files and classes may hold what steers a terminal
+    say(f"look at them: {out / 'report.html'}  (then: nlt apply {out} decisions.csv)")
+    say(f"all labels: {out / 'labels.csv'}; {found['seconds']:g} s")
 
 
 def _print_rate(rate: Any) -> None:
-    click.echo(f"wrong labels: {rate.point:.1%}, between {rate.low:.1%} and {rate.high:.1%}")
-    click.echo(f"  {rate.reading}")
+    say(f"wrong labels: {rate.point:.1%}, between {rate.low:.1%} and {rate.high:.1%}")
+    say(f"  {rate.reading}")
 
 
 @main.command()
@@ -345,18 +390,18 @@ def apply(out: Path, decisions: tuple[Path, ...], as_json: bool) -> None:
 
     done = take_in(out, decisions)
     if as_json:
-        click.echo(json.dumps(asdict(done) | {"folder": str(done.folder)}))
+        say(json.dumps(asdict(done) | {"folder": str(done.folder)}))
         return
-    click.echo(
+    say(
         f"{done.decided:,} samples decided: {done.kept:,} kept, {done.relabelled:,} relabelled, "
         f"{done.removed:,} removed, {done.unsure:,} unsure"
     )
     if done.disagreements:
-        click.echo(f"{done.disagreements:,} samples that people disagree in: {out / 'disagreements.csv'}")
+        say(f"{done.disagreements:,} samples that people disagree in: {out / 'disagreements.csv'}")
     if done.suggestions:
-        click.echo(f"the suggested label was right for {done.suggestions_right:,} of {done.suggestions:,}")
+        say(f"the suggested label was right for {done.suggestions_right:,} of {done.suggestions:,}")
     if done.rate is None:
-        click.echo(f"{done.sample_answered} of {done.sample_size} of the random sample are answered: more give a rate")
+        say(f"{done.sample_answered} of {done.sample_size} of the random sample are answered: more give a rate")
     else:
         _print_rate(done.rate)
-    click.echo(f"the clean data set of {done.images:,} samples is written anew in {out}")
+    say(f"the clean data set of {done.images:,} samples is written anew in {out}")

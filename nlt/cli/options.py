@@ -30,6 +30,9 @@ def friendly(command: Callable[..., Any]) -> Callable[..., Any]:
             if sentence := str(error):
                 click.echo(f"Error: {sentence}", err=True)
             raise SystemExit(EXIT_CODES[type(error)]) from None
+        except KeyboardInterrupt:  # with nothing to tell of: click would end with 1
+            click.echo("Error: interrupted", err=True)
+            raise SystemExit(EXIT_CODES[Stopped]) from None
 
     return wrapped
 

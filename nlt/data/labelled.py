@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -60,6 +60,8 @@ class Labelled:
     """(N, 3, 16, 16): the centre square of each image, what copies are known by; 768 bytes each. None of numbers."""
     notes: tuple[str, ...] = ()
     """What was passed over, or taken for what; sentences without a full stop."""
+    labels: Path | None = None
+    """The file that the labels are from, where it is not `source`."""
     pixels_NCHW: NDArray[np.uint8] | None = field(default=None, repr=False)
     """Of an npz."""
 
@@ -142,7 +144,7 @@ def read_labelled(
         BadInput: there is nothing to judge, or one class only, or a row and the files do not fit.
     """
     path = Path(os.path.expanduser(path))
-    kind = _kind(path)
+    kind = kind_of(path)
     if labels is not None and kind != "folder":
         raise BadInput(f"{path} is no folder: leave --labels out, or name the folder that its paths are relative to")
     try:
@@ -156,7 +158,12 @@ def read_labelled(
         raise BadInput(str(error).removeprefix("data.path: ")) from error
 
 
-def _kind(path: Path) -> Literal["folder", "list", "npz"]:
+def kind_of(path: Path) -> Literal["folder", "list", "npz"]:
+    """Return what a path is taken for.
+
+    Raises:
+        BadInput: there is nothing, or it cannot be read.
+    """
     try:
         if path.is_dir():
             return "folder"
@@ -197,7 +204,8 @@ def _read_list(
     frame = pd.DataFrame([table.rows[row] for row in named.rows], columns=list(table.columns), dtype=str)
     splits, note = _splits(file, frame)
     looked = look(top, named.paths, cache, progress)
-    return _kept(top, "list", tuple(sorted(set(given))), given, looked, splits, frame, (*notes, *note))
+    data = _kept(top, "list", tuple(sorted(set(given))), given, looked, splits, frame, (*notes, *note))
+    return replace(data, labels=file)
 
 
 def _splits(file: Path, frame: "pd.DataFrame") -> tuple[tuple[str, ...] | None, list[str]]:

@@ -85,6 +85,7 @@ def read_numbers(
         rows=None,
         empty_classes=tuple(name for name in classes if name not in there),
         notes=tuple(notes),
+        labels=labels,
     )
     return Numbers(data, values_ND, None) if features is not None else Numbers(data, None, values_ND)
 

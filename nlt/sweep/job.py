@@ -1,5 +1,6 @@
 """One run of a sweep, and what is told of it."""
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -78,6 +79,8 @@ def run_job(
         end = Failed("interrupted", str(error), error.run_id, error.undelivered)
     except KeyboardInterrupt:
         end = Failed("interrupted", "interrupted before the run began")
+    except Exception:  # a mistake of nlt's or of a method's: it is to stop no other run
+        end = Failed("died", f"it ended with an error.\n{traceback.format_exc()}")
     else:
         end = Finished(result.name, result.seed, result.run_id, result.metrics, result.undelivered, result.stop_asked)
     emit(end)
