@@ -157,6 +157,27 @@ def test_of_one_person_the_latest_holds(out, tmp_path):
     assert labels(out)["cat/0.png"] == "owl"
 
 
+def test_what_a_person_takes_back_holds_no_more(out, tmp_path):
+    def file(name: str, reviewer: str, time: str, **said: str) -> Path:
+        told = [{"reviewer": reviewer, "time": time} | line for line in lines(**said)]
+        told = [line | {"decision": "", "label": ""} if line["label"] == "back" else line for line in told]
+        return decisions_csv(tmp_path / name, told)
+
+    before = labels(out)
+    apply(out, [file("a.csv", "ann", "2026-01-01", cat0="keep", cat1="owl")])
+    assert apply(out, [file("unfilled.csv", "ann", "", cat0="back")]).decided == 2  # has no time, so says nothing
+    assert apply(out, [file("other.csv", "bob", "2026-01-02", cat0="back")]).decided == 2  # bob had said nothing
+    applied = apply(out, [file("b.csv", "ann", "2026-01-02", cat0="back", cat1="back")])
+    assert (applied.decided, applied.disagreements) == (0, 0) and labels(out) == before
+    assert apply(out, [tmp_path / "a.csv"]).decided == 0  # the older file once more
+    assert (
+        apply(out, [file("c.csv", "ann", "2026-01-03", cat0="dog")]).decided == 1 and labels(out)["cat/0.png"] == "dog"
+    )
+    for order in (("c.csv", "d.csv"), ("d.csv", "c.csv")):  # a cell emptied by hand keeps the time that the line had
+        file("d.csv", "ann", "2026-01-03", cat0="back")
+        assert apply(out, [tmp_path / name for name in order]).decided == 0
+
+
 def test_decisions_outlive_another_detection(data, out, tmp_path):
     result = manifest(out)["result"]
     told = [

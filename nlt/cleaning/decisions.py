@@ -14,7 +14,7 @@ import pandas as pd
 from nlt.settings import BadInput, brief
 
 WORDS = ("keep", "relabel", "remove", "unsure")
-UNDECIDED = (*WORDS, "")  # an empty decision is none, as in a table that is not filled in yet
+UNDECIDED = (*WORDS, "")  # an empty decision is none: taken back at its time, without a time not filled in yet
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Decision:
     row: int
     """The sample's row in the input."""
     decision: str
-    """keep (the given label is right), relabel, remove (no class fits), unsure."""
+    """keep (the given label is right), relabel, remove (no class fits), unsure; "" takes back what was said."""
     label: str
     """The right one: the given label of keep; "" of remove and unsure."""
     tab: str
@@ -91,7 +91,7 @@ def read_decisions(file: Path, found: Found, carried: bool = False) -> list[Deci
             if carried:
                 continue
             raise
-        if decision:
+        if decision or line.get("time", ""):
             reviewer = line.get("reviewer", "") or f"file {content_name(content)}"
             tab = "" if foreign else line.get("tab", "")
             when, name = line.get("time", ""), f"{content_name(content)}.csv"
@@ -178,17 +178,20 @@ def _verdict(at: str, line: Mapping[str, str], given: str, found: Found) -> tupl
 def merge(decisions: Iterable[Decision]) -> tuple[dict[int, Decision], dict[int, list[Decision]]]:
     """Return (row -> what holds, row -> what people disagree in).
 
-    Of what one person said of a sample the latest holds (by time, then by the order given). Who was unsure abstains
-    where another was sure. Disagreements list each person's decision, in the order of their names.
+    Of what one person said of a sample the latest holds (by time, at the same time what takes back, then by the order
+    given), and nothing where the latest takes back. Who was unsure abstains where another was sure. Disagreements list
+    each person's decision, in the order of their names.
     """
     latest: dict[int, dict[str, Decision]] = defaultdict(dict)
     for decision in decisions:
         before = latest[decision.row].get(decision.reviewer)
-        if before is None or decision.time >= before.time:
+        if before is None or (decision.time, not decision.decision) >= (before.time, not before.decision):
             latest[decision.row][decision.reviewer] = decision
     agreed, open_ = {}, {}
     for row, by_person in sorted(latest.items()):
-        people = [by_person[name] for name in sorted(by_person)]
+        people = [by_person[name] for name in sorted(by_person) if by_person[name].decision]
+        if not people:
+            continue
         sure = [decision for decision in people if decision.decision != "unsure"] or people
         if len({decision.verdict for decision in sure}) == 1:
             agreed[row] = sure[0]
