@@ -284,6 +284,22 @@ def test_what_is_no_table_of_decisions_is_refused(out, tmp_path, content):
     assert_one_sentence(str(error.value), "d.csv")
 
 
+def test_nlts_own_table_is_not_what_people_decided(out):
+    before = tree(out)
+    for table in (out / "labels.csv", out / "detected" / "labels.csv"):
+        with pytest.raises(BadInput) as error:
+            apply(out, [table])
+        assert_one_sentence(
+            str(error.value), str(table), "p_wrong", "name the decisions.csv that report.html downloads"
+        )
+    assert tree(out) == before
+    taken = out / "decisions" / "0123456789abcdef.csv"  # by an earlier nlt
+    taken.write_bytes((out / "labels.csv").read_bytes())
+    with pytest.raises(BadInput) as error:
+        apply(out)
+    assert_one_sentence(str(error.value), str(taken), "remove it")
+
+
 def test_semicolons_blank_lines_and_a_byte_order_mark_are_understood(out, tmp_path):
     (tmp_path / "d.csv").write_bytes(
         "\ufeffpath;decision;label\r\n\r\ncat/0.png;relabel;owl\r\ncat/1.png;;\r\n".encode()

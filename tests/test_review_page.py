@@ -268,6 +268,7 @@ def test_what_is_loaded_must_be_about_this_result(browser, tmp_path):
     for content, sentence in [
         ("a,b\n1,2\n", "no columns path and decision"),
         ("path,decision,result\ncat/0.png,keep,beef\n", "about another result"),
+        ((out / "labels.csv").read_text(), "nlt's own table"),
         (
             'path,given_label,decision,label\ncat/0.png,cat,relabel,fox\n"x""y",cat,keep,\ncat/1.png,cat,keep,cat\n',
             "1 decisions taken, 2 not about",

@@ -15,6 +15,7 @@ from nlt.settings import BadInput, brief
 
 WORDS = ("keep", "relabel", "remove", "unsure")
 UNDECIDED = (*WORDS, "")  # an empty decision is none: taken back at its time, without a time not filled in yet
+OWN = "p_wrong"  # a column of labels.csv, whose decisions are automatic
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def read_decisions(file: Path, found: Found, carried: bool = False) -> list[Deci
     """Return the decisions of a CSV file with the columns of `decisions.csv`.
 
     Needed are the columns `path` (`id`) and `decision`, and `label` for relabel; `sha256`, `given_label`, `tab`,
-    `time`, `reviewer` and `result` may be missing.
+    `time`, `reviewer` and `result` may be missing. A line without a decision counts where it has a time: it takes back.
 
     Args:
         file: UTF-8, separated by commas, semicolons or tabs.
@@ -74,10 +75,11 @@ def read_decisions(file: Path, found: Found, carried: bool = False) -> list[Deci
             and none of another result counts for the random sample.
 
     Raises:
-        BadInput: no such table, or a line that is of another result, names an unknown sample or class, or says nothing.
+        BadInput: no such table, or one that nlt wrote itself, or a line that is of another result, names an unknown
+            sample or class, or says nothing.
     """
     content = read_file(file)
-    lines = _lines(file, content, found)
+    lines = _lines(file, content, found, carried)
     decisions = []
     for number, line in lines:
         at = f"{file} line {number}"
@@ -115,7 +117,7 @@ def content_name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _lines(file: Path, content: bytes, found: Found) -> list[tuple[int, dict[str, str]]]:
+def _lines(file: Path, content: bytes, found: Found, carried: bool) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> text) of every line that is not empty."""
     try:
         text = content.decode("utf-8-sig")
@@ -126,6 +128,9 @@ def _lines(file: Path, content: bytes, found: Found) -> list[tuple[int, dict[str
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         columns = [name.strip() for name in next(reader, [])]
+        if OWN in columns:
+            mend = "remove it" if carried else "name the decisions.csv that report.html downloads"
+            raise BadInput(f"{file} is nlt's own table (it has a column {OWN}) and not what people decided: {mend}")
         wanted = [found.id, "decision"]
         if missing := [name for name in wanted if name not in columns]:
             raise BadInput(f"{file} has no column {missing[0]}: its first line must name {' and '.join(wanted)}")

@@ -294,6 +294,7 @@ function load(content) {
   const [head, ...lines] = parse_csv(content);
   const at = Object.fromEntries((head || []).map((name, place) => [name, place]));
   if (at[data.id] === undefined || at.decision === undefined) return say("This is no decisions.csv: it has no columns " + data.id + " and decision.");
+  if (at.p_wrong !== undefined) return say("This is nlt's own table, not what people decided: load a decisions.csv.");
   const items = new Map(data.ids.map((id, item) => [id, item]));
   const fresh = !Object.keys(state.decisions).some(said_of), people = new Set();
   let taken = 0, unknown = 0, older = 0;
