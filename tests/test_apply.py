@@ -178,6 +178,17 @@ def test_what_a_person_takes_back_holds_no_more(out, tmp_path):
         assert apply(out, [tmp_path / name for name in order]).decided == 0
 
 
+def test_a_file_that_names_nobody_is_corrected_by_removing_its_earlier_version(out, tmp_path):
+    apply(out, [decisions_csv(tmp_path / "d.csv", lines(cat0="keep"))])
+    (earlier,) = (out / "decisions").iterdir()
+    applied = apply(out, [decisions_csv(tmp_path / "d.csv", lines(cat0="owl"))])
+    assert (applied.decided, applied.disagreements) == (0, 1)  # for it may be another person's
+    assert earlier.name in set(pd.read_csv(out / "disagreements.csv")["file"])
+    earlier.unlink()
+    applied = apply(out)
+    assert (applied.decided, applied.disagreements) == (1, 0) and labels(out)["cat/0.png"] == "owl"
+
+
 def test_decisions_outlive_another_detection(data, out, tmp_path):
     result = manifest(out)["result"]
     told = [
