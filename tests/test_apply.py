@@ -157,6 +157,38 @@ def test_of_one_person_the_latest_holds(out, tmp_path):
     assert labels(out)["cat/0.png"] == "owl"
 
 
+def test_what_a_person_takes_back_holds_no_more(out, tmp_path):
+    def file(name: str, reviewer: str, time: str, **said: str) -> Path:
+        told = [{"reviewer": reviewer, "time": time} | line for line in lines(**said)]
+        told = [line | {"decision": "", "label": ""} if line["label"] == "back" else line for line in told]
+        return decisions_csv(tmp_path / name, told)
+
+    before = labels(out)
+    apply(out, [file("a.csv", "ann", "2026-01-01", cat0="keep", cat1="owl")])
+    assert apply(out, [file("unfilled.csv", "ann", "", cat0="back")]).decided == 2  # has no time, so says nothing
+    assert apply(out, [file("other.csv", "bob", "2026-01-02", cat0="back")]).decided == 2  # bob had said nothing
+    applied = apply(out, [file("b.csv", "ann", "2026-01-02", cat0="back", cat1="back")])
+    assert (applied.decided, applied.disagreements) == (0, 0) and labels(out) == before
+    assert apply(out, [tmp_path / "a.csv"]).decided == 0  # the older file once more
+    assert (
+        apply(out, [file("c.csv", "ann", "2026-01-03", cat0="dog")]).decided == 1 and labels(out)["cat/0.png"] == "dog"
+    )
+    for order in (("c.csv", "d.csv"), ("d.csv", "c.csv")):  # a cell emptied by hand keeps the time that the line had
+        file("d.csv", "ann", "2026-01-03", cat0="back")
+        assert apply(out, [tmp_path / name for name in order]).decided == 0
+
+
+def test_a_file_that_names_nobody_is_corrected_by_removing_its_earlier_version(out, tmp_path):
+    apply(out, [decisions_csv(tmp_path / "d.csv", lines(cat0="keep"))])
+    (earlier,) = (out / "decisions").iterdir()
+    applied = apply(out, [decisions_csv(tmp_path / "d.csv", lines(cat0="owl"))])
+    assert (applied.decided, applied.disagreements) == (0, 1)  # for it may be another person's
+    assert earlier.name in set(pd.read_csv(out / "disagreements.csv")["file"])
+    earlier.unlink()
+    applied = apply(out)
+    assert (applied.decided, applied.disagreements) == (1, 0) and labels(out)["cat/0.png"] == "owl"
+
+
 def test_decisions_outlive_another_detection(data, out, tmp_path):
     result = manifest(out)["result"]
     told = [
@@ -261,6 +293,22 @@ def test_what_is_no_table_of_decisions_is_refused(out, tmp_path, content):
     with pytest.raises(BadInput) as error:
         apply(out, [file])
     assert_one_sentence(str(error.value), "d.csv")
+
+
+def test_nlts_own_table_is_not_what_people_decided(out):
+    before = tree(out)
+    for table in (out / "labels.csv", out / "detected" / "labels.csv"):
+        with pytest.raises(BadInput) as error:
+            apply(out, [table])
+        assert_one_sentence(
+            str(error.value), str(table), "p_wrong", "name the decisions.csv that report.html downloads"
+        )
+    assert tree(out) == before
+    taken = out / "decisions" / "0123456789abcdef.csv"  # by an earlier nlt
+    taken.write_bytes((out / "labels.csv").read_bytes())
+    with pytest.raises(BadInput) as error:
+        apply(out)
+    assert_one_sentence(str(error.value), str(taken), "remove it")
 
 
 def test_semicolons_blank_lines_and_a_byte_order_mark_are_understood(out, tmp_path):

@@ -184,6 +184,7 @@ def test_a_review_from_the_first_key_to_the_clean_data_set(browser, tmp_path):
 
     file = downloaded(browser, tmp_path)
     found = pd.read_csv(file, dtype=str, keep_default_na=False)
+    decided_now = found["decision"] != ""  # what was undone and not said anew is told, too
     assert list(found.columns) == [
         "path",
         "sha256",
@@ -211,10 +212,52 @@ def test_a_review_from_the_first_key_to_the_clean_data_set(browser, tmp_path):
     assert text(browser, "count-review") == "0/15"
     click(browser, "tab-review")
     browser.find_element("id", "load").send_keys(str(file))
-    assert f"{len(found)} decisions taken" in text(browser, "notice")
+    assert f"{decided_now.sum()} decisions taken" in text(browser, "notice")
     assert text(browser, "count-sample") == "9/9"
     again = pd.read_csv(downloaded(browser, tmp_path), dtype=str, keep_default_na=False)
     assert again.equals(found)
+
+
+@pytest.mark.slow
+def test_what_is_undone_is_taken_back_where_it_was_applied(browser, tmp_path):
+    data = odd_folder(tmp_path)
+    out = write(tmp_path, data)
+    browser.get((out / "report.html").as_uri())
+    click(browser, "tab-review")
+    press(browser, "kkx")
+    assert apply(out, [downloaded(browser, tmp_path)]).decided == 3
+    press(browser, "z")
+    assert text(browser, "path") == "dog/2.png" and text(browser, "count-review") == "2/15"
+    assert len(browser.find_elements("css selector", ".mark")) == 2
+    click(browser, "open-only")
+    assert text(browser, "path") == "dog/2.png"  # undecided, as it was before
+    click(browser, "open-only")
+    file = downloaded(browser, tmp_path)
+    applied = apply(out, [file])
+    assert (applied.decided, applied.kept, applied.removed) == (2, 2, 0)
+
+    click(browser, "grid")
+    browser.find_element("css selector", "#tile-" + item_of(browser, "cat/0.png")).click()
+    press(browser, "x")
+    assert apply(out, [downloaded(browser, tmp_path)]).removed == 1
+    press(browser, "z")  # back to what was said before, which holds again
+    assert text(browser, "count-review") == "2/15"
+    latest = downloaded(browser, tmp_path).rename(tmp_path / "latest.csv")
+    applied = apply(out, [latest])
+    assert (applied.kept, applied.removed) == (2, 0)
+
+    press(browser, "z")  # what is loaded does not come before a later undo of the same person's ...
+    assert text(browser, "count-review") == "1/15"
+    browser.find_element("id", "load").send_keys(str(latest))
+    assert "0 decisions taken" in text(browser, "notice") and text(browser, "count-review") == "1/15"
+    told = pd.read_csv(latest, dtype=str, keep_default_na=False).assign(reviewer="bob")
+    told.to_csv(tmp_path / "bob.csv", index=False)
+    browser.find_element("id", "load").send_keys(str(tmp_path / "bob.csv"))  # ... and an undo hides nobody else's
+    assert "1 decisions taken" in text(browser, "notice") and text(browser, "count-review") == "2/15"
+
+
+def item_of(browser, name: str) -> str:
+    return str(browser.execute_script("return data.ids.indexOf(arguments[0])", name))
 
 
 @pytest.mark.slow
@@ -225,6 +268,7 @@ def test_what_is_loaded_must_be_about_this_result(browser, tmp_path):
     for content, sentence in [
         ("a,b\n1,2\n", "no columns path and decision"),
         ("path,decision,result\ncat/0.png,keep,beef\n", "about another result"),
+        ((out / "labels.csv").read_text(), "nlt's own table"),
         (
             'path,given_label,decision,label\ncat/0.png,cat,relabel,fox\n"x""y",cat,keep,\ncat/1.png,cat,keep,cat\n',
             "1 decisions taken, 2 not about",

@@ -14,7 +14,8 @@ import pandas as pd
 from nlt.settings import BadInput, brief
 
 WORDS = ("keep", "relabel", "remove", "unsure")
-UNDECIDED = (*WORDS, "")  # an empty decision is none, as in a table that is not filled in yet
+UNDECIDED = (*WORDS, "")  # an empty decision is none: taken back at its time, without a time not filled in yet
+OWN = "p_wrong"  # a column of labels.csv, whose decisions are automatic
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Decision:
     row: int
     """The sample's row in the input."""
     decision: str
-    """keep (the given label is right), relabel, remove (no class fits), unsure."""
+    """keep (the given label is right), relabel, remove (no class fits), unsure; "" takes back what was said."""
     label: str
     """The right one: the given label of keep; "" of remove and unsure."""
     tab: str
@@ -65,7 +66,7 @@ def read_decisions(file: Path, found: Found, carried: bool = False) -> list[Deci
     """Return the decisions of a CSV file with the columns of `decisions.csv`.
 
     Needed are the columns `path` (`id`) and `decision`, and `label` for relabel; `sha256`, `given_label`, `tab`,
-    `time`, `reviewer` and `result` may be missing.
+    `time`, `reviewer` and `result` may be missing. A line without a decision counts where it has a time: it takes back.
 
     Args:
         file: UTF-8, separated by commas, semicolons or tabs.
@@ -74,10 +75,11 @@ def read_decisions(file: Path, found: Found, carried: bool = False) -> list[Deci
             and none of another result counts for the random sample.
 
     Raises:
-        BadInput: no such table, or a line that is of another result, names an unknown sample or class, or says nothing.
+        BadInput: no such table, or one that nlt wrote itself, or a line that is of another result, names an unknown
+            sample or class, or says nothing.
     """
     content = read_file(file)
-    lines = _lines(file, content, found)
+    lines = _lines(file, content, found, carried)
     decisions = []
     for number, line in lines:
         at = f"{file} line {number}"
@@ -91,7 +93,7 @@ def read_decisions(file: Path, found: Found, carried: bool = False) -> list[Deci
             if carried:
                 continue
             raise
-        if decision:
+        if decision or line.get("time", ""):
             reviewer = line.get("reviewer", "") or f"file {content_name(content)}"
             tab = "" if foreign else line.get("tab", "")
             when, name = line.get("time", ""), f"{content_name(content)}.csv"
@@ -115,7 +117,7 @@ def content_name(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _lines(file: Path, content: bytes, found: Found) -> list[tuple[int, dict[str, str]]]:
+def _lines(file: Path, content: bytes, found: Found, carried: bool) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> text) of every line that is not empty."""
     try:
         text = content.decode("utf-8-sig")
@@ -126,6 +128,9 @@ def _lines(file: Path, content: bytes, found: Found) -> list[tuple[int, dict[str
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         columns = [name.strip() for name in next(reader, [])]
+        if OWN in columns:
+            mend = "remove it" if carried else "name the decisions.csv that report.html downloads"
+            raise BadInput(f"{file} is nlt's own table (it has a column {OWN}) and not what people decided: {mend}")
         wanted = [found.id, "decision"]
         if missing := [name for name in wanted if name not in columns]:
             raise BadInput(f"{file} has no column {missing[0]}: its first line must name {' and '.join(wanted)}")
@@ -178,17 +183,20 @@ def _verdict(at: str, line: Mapping[str, str], given: str, found: Found) -> tupl
 def merge(decisions: Iterable[Decision]) -> tuple[dict[int, Decision], dict[int, list[Decision]]]:
     """Return (row -> what holds, row -> what people disagree in).
 
-    Of what one person said of a sample the latest holds (by time, then by the order given). Who was unsure abstains
-    where another was sure. Disagreements list each person's decision, in the order of their names.
+    Of what one person said of a sample the latest holds (by time, at the same time what takes back, then by the order
+    given), and nothing where the latest takes back. Who was unsure abstains where another was sure. Disagreements list
+    each person's decision, in the order of their names.
     """
     latest: dict[int, dict[str, Decision]] = defaultdict(dict)
     for decision in decisions:
         before = latest[decision.row].get(decision.reviewer)
-        if before is None or decision.time >= before.time:
+        if before is None or (decision.time, not decision.decision) >= (before.time, not before.decision):
             latest[decision.row][decision.reviewer] = decision
     agreed, open_ = {}, {}
     for row, by_person in sorted(latest.items()):
-        people = [by_person[name] for name in sorted(by_person)]
+        people = [by_person[name] for name in sorted(by_person) if by_person[name].decision]
+        if not people:
+            continue
         sure = [decision for decision in people if decision.decision != "unsure"] or people
         if len({decision.verdict for decision in sure}) == 1:
             agreed[row] = sure[0]

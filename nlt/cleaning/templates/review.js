@@ -7,6 +7,7 @@ const TILE_W = 134, TILE_H = 170, AHEAD = 3, UNDO = 500;
 const HEAD = [data.id, "sha256", "given_label", "decision", "label", "tab", "time", "reviewer", "result"];
 
 // ---- state: item -> {decision, label, time, tab, reviewer}; kept in the browser, by the result's digest ----
+// What was taken back stays as an empty decision with its time: else it would hold in whoever was handed it before.
 
 let state = { reviewer: "", decisions: {}, history: [] };
 let tab = "overview", shown = [], current = 0;
@@ -31,14 +32,20 @@ function save() {
   catch (error) { say("This browser keeps nothing for this page: download your decisions before you close it."); }
 }
 
+function said_of(item) { const said = state.decisions[item]; return said && said.decision ? said : null; }
+
+function put(item, decision, label, where) {
+  state.decisions[item] = { decision, label, tab: where, time: new Date().toISOString(), reviewer: state.reviewer };
+  save();
+}
+
 function decide(decision, label) {
   const item = shown[current];
   if (item === undefined) return;
-  state.history.push([item, state.decisions[item] || null, tab]);
+  state.history.push([item, said_of(item), tab]);
   if (state.history.length > UNDO) state.history.shift();
-  state.decisions[item] = { decision, label, tab, time: new Date().toISOString(), reviewer: state.reviewer };
-  save();
-  const next = shown.findIndex((other, place) => place > current && !state.decisions[other]);
+  put(item, decision, label, tab);
+  const next = shown.findIndex((other, place) => place > current && !said_of(other));
   if (next >= 0) current = next;
   else if (current < shown.length - 1) current += 1;
   show();
@@ -48,9 +55,8 @@ function undo() {
   const last = state.history.pop();
   if (!last) return;
   const [item, before, where] = last;
-  if (before) state.decisions[item] = before;
-  else delete state.decisions[item];
-  save();
+  if (before) put(item, before.decision, before.label, before.tab); // said anew: what was taken back is later than it
+  else put(item, "", "", where);
   if (where !== tab) open_tab(where);
   let place = shown.indexOf(item);
   if (place < 0) { el("pair").value = ""; el("open-only").checked = false; filter(); place = shown.indexOf(item); }
@@ -64,7 +70,7 @@ function list_of(name) { return name === "sample" ? data.sample : data.review; }
 
 function filter(item) {
   const pair = el("pair").value, open_only = el("open-only").checked;
-  shown = list_of(tab).filter((i) => (!pair || pair_of(i) === pair) && (!open_only || !state.decisions[i]));
+  shown = list_of(tab).filter((i) => (!pair || pair_of(i) === pair) && (!open_only || !said_of(i)));
   current = Math.max(0, item === undefined ? 0 : shown.indexOf(item));
 }
 
@@ -96,7 +102,7 @@ function open_tab(name) {
   fill_pairs();
   el("open-only").checked = false;
   filter();
-  const start = kept[name] ? shown.indexOf(kept[name]) : shown.findIndex((i) => !state.decisions[i]);
+  const start = kept[name] ? shown.indexOf(kept[name]) : shown.findIndex((i) => !said_of(i));
   current = Math.max(0, start);
   el("grid").scrollTop = 0;
   show();
@@ -105,7 +111,7 @@ function open_tab(name) {
 
 function progress() {
   for (const name of ["review", "sample"]) {
-    const list = list_of(name), done = list.filter((i) => state.decisions[i]).length;
+    const list = list_of(name), done = list.filter(said_of).length;
     el("count-" + name).textContent = done + "/" + list.length;
     if (name !== tab) continue;
     el("progress").textContent = done.toLocaleString("en") + " of " + list.length.toLocaleString("en") + " decided";
@@ -128,7 +134,7 @@ function show() {
   el("no-picture").hidden = !el("picture").hidden;
   if (!none) {
     const given = data.classes[data.given[item]], suggested = data.classes[data.suggested[item]];
-    const same = given === suggested, said = state.decisions[item];
+    const same = given === suggested, said = said_of(item);
     if (data.images.length) { picture(item, el("picture")); el("picture").alt = "sample labelled " + given; }
     el("given").textContent = given;
     el("suggested").textContent = same ? "the same" : suggested;
@@ -172,7 +178,7 @@ function draw() {
   const before = new Map([...sheet.children].map((tile) => [tile.dataset.face, tile]));
   const tiles = [];
   for (let place = first; place < last; place++) {
-    const item = shown[place], said = state.decisions[item];
+    const item = shown[place], said = said_of(item);
     const face = [tab, item, said ? said.decision + said.label : ""].join("\n");
     const tile = before.get(face) || make_tile(item, said, face);
     tile.style.left = Math.round((place % across + 0.5) * apart - TILE_W / 2) + "px";
@@ -288,8 +294,9 @@ function load(content) {
   const [head, ...lines] = parse_csv(content);
   const at = Object.fromEntries((head || []).map((name, place) => [name, place]));
   if (at[data.id] === undefined || at.decision === undefined) return say("This is no decisions.csv: it has no columns " + data.id + " and decision.");
+  if (at.p_wrong !== undefined) return say("This is nlt's own table, not what people decided: load a decisions.csv.");
   const items = new Map(data.ids.map((id, item) => [id, item]));
-  const fresh = !Object.keys(state.decisions).length, people = new Set();
+  const fresh = !Object.keys(state.decisions).some(said_of), people = new Set();
   let taken = 0, unknown = 0, older = 0;
   for (const line of lines) {
     const field = (name) => (at[name] === undefined ? "" : line[at[name]] || "");
@@ -297,12 +304,14 @@ function load(content) {
     const item = items.get(field(data.id));
     const decision = field("decision"), label = field("label");
     const given = item === undefined ? "" : data.classes[data.given[item]];
-    if (item === undefined || !["", given].includes(field("given_label")) || !["keep", "relabel", "remove", "unsure"].includes(decision) || (decision === "relabel" && !data.classes.includes(label))) { unknown++; continue; }
-    const before = state.decisions[item];
-    if (before && before.time >= field("time")) { older++; continue; }
+    if (item === undefined || !["", given].includes(field("given_label")) || !["keep", "relabel", "remove", "unsure", ""].includes(decision) || (decision === "relabel" && !data.classes.includes(label))) { unknown++; continue; }
+    if (!decision && !field("time")) continue; // not filled in yet
+    const before = state.decisions[item], reviewer = field("reviewer") || "loaded";
+    const apart = before && before.reviewer !== reviewer && !(before.decision && decision); // one takes back one's own alone
+    if (before && (apart ? !decision : before.time >= field("time"))) { older += Number(decision !== ""); continue; }
+    state.decisions[item] = { decision, label, tab: field("tab"), time: field("time"), reviewer };
     people.add(field("reviewer"));
-    state.decisions[item] = { decision, label, tab: field("tab"), time: field("time"), reviewer: field("reviewer") || "loaded" };
-    taken++;
+    taken += Number(decision !== "");
   }
   if (fresh && people.size === 1 && [...people][0]) state.reviewer = [...people][0]; // the same person, elsewhere
   state.history = [];
