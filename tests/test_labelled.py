@@ -172,6 +172,23 @@ def test_what_lies_beside_splits_is_passed_over_with_a_note(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("folders", [("train/a", "train/b", "test/a", "models"), ("train/a", "train/b")])
+def test_an_image_beside_splits_is_refused(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    top = tmp_path / "top"
+    for seed, name in enumerate(folders):
+        paint(top / name / "a.png", seed)
+    (top / "notes.txt").touch()
+    (top / "._b.png").touch()
+    assert read_labelled(top).classes == ("a", "b")
+    paint(top / "c.PNG")
+    assert str(top) in refused("c.PNG lies beside the splits: move it into a class folder of one or remove it", top)
+
+
+def test_images_without_any_folder_are_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "top" / "a.png")
+    refused("a.png lies beside the class folders: move it into one or remove it", tmp_path / "top")
+
+
 def damaged(pets: Path) -> None:
     whole = noise((64, 64), 1)
     whole.save(pets / "dog" / "cut.jpg", quality=95)

@@ -199,16 +199,19 @@ def list_judged(top: Path) -> Judged:
     A class may be missing in a split, or be called "train" beside classes that are called otherwise.
 
     Raises:
-        BadInput: a folder cannot be read, or an image lies beside the class folders.
+        BadInput: a folder cannot be read, or an image lies beside the class folders or the splits.
     """
     try:
-        folders = [entry.name for entry in _entries(top, top) if entry.is_dir()]
+        entries = _entries(top, top)
     except OSError as error:
         raise BadInput(f"{top} cannot be read ({reason(error)}): name a folder with a folder for each class") from error
+    folders = [entry.name for entry in entries if entry.is_dir()]
     parts = [name for name in folders if name.lower() in SPLIT_OF]
     notes: list[str] = []
-    if len(parts) < 2 and len(parts) < len(folders):
+    if not parts or len(parts) == 1 < len(folders):
         parts = [""]
+    elif loose := [e.path for e in entries if _suffix(e.name) in IMAGE_SUFFIXES and not e.is_dir()]:
+        raise BadInput(f"{loose[0]} lies beside the splits: move it into a class folder of one or remove it")
     elif others := [name for name in folders if name not in parts]:
         notes.append(f"passed over {', '.join(others[:3])} beside {', '.join(parts)}: only these are taken for splits")
     skipped: Counter[str] = Counter()
