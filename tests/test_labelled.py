@@ -158,6 +158,19 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert data.classes == ("car", "plane", "train") and data.splits is None
 
 
+@pytest.mark.parametrize("part", ["train", "Validation"])
+def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path: Path, part: str) -> None:
+    top = tmp_path / "photos"
+    for seed, name in enumerate((f"{part}/cat", f"{part}/dog", "extra")):
+        paint(top / name / "a.png", seed)
+    text = refused(f"photos/{part} may be a split or, beside extra, a class", top)
+    assert f"name {top / part} to judge the split" in text
+    assert read_labelled(top / part).classes == ("cat", "dog")
+    paint(top / part / "b.png", 3)  # an image of the class itself: no split has one beside its class folders
+    data = read_labelled(top)
+    assert data.classes == tuple(sorted((part, "extra"))) and data.splits is None and len(data) == 4
+
+
 def test_what_lies_beside_splits_is_passed_over_with_a_note(tmp_path: Path) -> None:
     for seed, name in enumerate(("train/a", "train/b", "test/a", "models/a")):
         paint(tmp_path / "top" / name / "a.png", seed)
