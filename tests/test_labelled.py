@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import os
+import pickle
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -697,6 +698,19 @@ def test_numbers_that_will_not_do_are_named(numbers: Path, kind: str, values: An
     np.save(numbers / "x.npy", values)
     with pytest.raises(BadInput, match=match):
         read_numbers(numbers / "l.csv", **{kind: numbers / "x.npy"})
+
+
+def test_what_is_no_npy_is_not_called_pickles(numbers: Path) -> None:
+    np.savez(numbers / "z.npz", np.ones((4, 5)))
+    (numbers / "z.npz").rename(numbers / "z.npy")
+    (numbers / "empty.npy").touch()
+    (numbers / "pickle.npy").write_bytes(pickle.dumps([1, 2, 3, 4]))
+    for name in ("l.csv", "z.npy", "empty.npy", "pickle.npy"):
+        with pytest.raises(BadInput, match=f"{name} is no .npy file: write one array with numpy.save"):
+            read_numbers(numbers / "l.csv", features=numbers / name)
+    (numbers / "text.npy").write_bytes((numbers / "l.csv").read_bytes())
+    with pytest.raises(BadInput, match=r"text.npy is no .npy file"):
+        read_numbers(numbers / "text.npy", features=numbers / "f.npy")
 
 
 @pytest.mark.parametrize(
