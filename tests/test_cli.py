@@ -298,6 +298,16 @@ def test_ui_serves_the_store_on_loopback_and_prints_the_comparison_link(store_ur
     assert not answers(port), "a process of MLflow's is left behind"
 
 
+def test_ui_tells_no_links_to_a_port_that_another_process_has(store_uri):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        result = nlt_("ui", "--port", port, "--tracking-uri", store_uri)
+    assert result.exit_code == 2
+    assert f"--port {port} is in use: choose another" in result.output and "http" not in result.output
+
+
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

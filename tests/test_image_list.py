@@ -1,14 +1,18 @@
 """`image_list`, and npz without test arrays, as data sets for `nlt launch`."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import tiny
 from PIL import Image
 
+from nlt.cleaning.export import Clean, write_csv
 from nlt.data import Dataset, ImageFolder, ImageList, Npz
+from nlt.data.labelled import read_labelled
 from nlt.prepare import prepare
 from nlt.reading import check
 from nlt.settings import BadInput
@@ -63,10 +67,29 @@ def test_root_is_another_folder(top: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "lists", rows(top))
     loaded = ImageList(path=str(file), root=str(top)).load(tmp_path / "root")
     assert len(loaded.train) == 10
-    with pytest.raises(BadInput, match=r"10 rows name files that are not in .*lists, first 'cat/0.png' on line 2"):
+    missing = r"10 rows name files that are not in .*lists, first 'cat/0.png' on line 2: .*, or set data.root$"
+    with pytest.raises(BadInput, match=missing):
         ImageList(path=str(file)).load(tmp_path / "root")
     with pytest.raises(BadInput, match=r"data.root: .*nothing is no folder"):
         ImageList(path=str(file), root=str(tmp_path / "nothing")).load(tmp_path / "root")
+
+
+def test_a_clean_csv_of_a_folder_is_launched_with_that_folder_as_root(top: Path, tmp_path: Path) -> None:
+    judged = tmp_path / "photos"
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            shutil.copytree(top / name, judged / split / name)
+    data = read_labelled(judged)
+    given = [data.classes[k] for k in data.labels_N]
+    table = pd.DataFrame({"path": data.names, "split": data.splits, "given_label": given, "label": given})
+    table.loc[data.names.index("train/cat/0.png"), "label"] = "dog"
+    table.loc[data.names.index("test/dog/7.png"), "label"] = ""  # taken out
+    (tmp_path / "photos.nlt").mkdir()
+    file = tmp_path / "photos.nlt" / "clean.csv"
+    write_csv(file, Clean(judged, "folder", data.classes, table, None, None))
+    loaded = ImageList(path=str(file), root=str(judged), split_column="split").load(tmp_path / "root")
+    assert loaded.train.files[0] == "train/cat/0.png" and loaded.train.labels_N.tolist() == [1] + [0] * 4 + [1] * 5
+    assert loaded.test is not None and loaded.test.labels_N.tolist() == [0] * 5 + [1] * 4
 
 
 def test_test_fraction_gives_each_class_a_share(top: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import os
+import pickle
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert data.classes == ("car", "plane", "train") and data.splits is None
 
 
+@pytest.mark.parametrize("part", ["train", "Validation"])
+def test_a_folder_that_may_be_a_split_or_a_class_is_refused(tmp_path: Path, part: str) -> None:
+    top = tmp_path / "photos"
+    for seed, name in enumerate((f"{part}/cat", f"{part}/dog", "extra")):
+        paint(top / name / "a.png", seed)
+    text = refused(f"photos/{part} may be a split or, beside extra, a class", top)
+    assert f"name {top / part} to judge the split" in text
+    assert read_labelled(top / part).classes == ("cat", "dog")
+    paint(top / part / "b.png", 3)  # an image of the class itself: no split has one beside its class folders
+    data = read_labelled(top)
+    assert data.classes == tuple(sorted((part, "extra"))) and data.splits is None and len(data) == 4
+
+
 def test_what_lies_beside_splits_is_passed_over_with_a_note(tmp_path: Path) -> None:
     for seed, name in enumerate(("train/a", "train/b", "test/a", "models/a")):
         paint(tmp_path / "top" / name / "a.png", seed)
@@ -170,6 +184,23 @@ def test_what_lies_beside_splits_is_passed_over_with_a_note(tmp_path: Path) -> N
         "passed over models beside test, train: only these are taken for splits",
         "skipped 1 file that is no image (.txt 1)",
     )
+
+
+@pytest.mark.parametrize("folders", [("train/a", "train/b", "test/a", "models"), ("train/a", "train/b")])
+def test_an_image_beside_splits_is_refused(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    top = tmp_path / "top"
+    for seed, name in enumerate(folders):
+        paint(top / name / "a.png", seed)
+    (top / "notes.txt").touch()
+    (top / "._b.png").touch()
+    assert read_labelled(top).classes == ("a", "b")
+    paint(top / "c.PNG")
+    assert str(top) in refused("c.PNG lies beside the splits: move it into a class folder of one or remove it", top)
+
+
+def test_images_without_any_folder_are_refused(tmp_path: Path) -> None:
+    paint(tmp_path / "top" / "a.png")
+    refused("a.png lies beside the class folders: move it into one or remove it", tmp_path / "top")
 
 
 def damaged(pets: Path) -> None:
@@ -667,6 +698,19 @@ def test_numbers_that_will_not_do_are_named(numbers: Path, kind: str, values: An
     np.save(numbers / "x.npy", values)
     with pytest.raises(BadInput, match=match):
         read_numbers(numbers / "l.csv", **{kind: numbers / "x.npy"})
+
+
+def test_what_is_no_npy_is_not_called_pickles(numbers: Path) -> None:
+    np.savez(numbers / "z.npz", np.ones((4, 5)))
+    (numbers / "z.npz").rename(numbers / "z.npy")
+    (numbers / "empty.npy").touch()
+    (numbers / "pickle.npy").write_bytes(pickle.dumps([1, 2, 3, 4]))
+    for name in ("l.csv", "z.npy", "empty.npy", "pickle.npy"):
+        with pytest.raises(BadInput, match=f"{name} is no .npy file: write one array with numpy.save"):
+            read_numbers(numbers / "l.csv", features=numbers / name)
+    (numbers / "text.npy").write_bytes((numbers / "l.csv").read_bytes())
+    with pytest.raises(BadInput, match=r"text.npy is no .npy file"):
+        read_numbers(numbers / "text.npy", features=numbers / "f.npy")
 
 
 @pytest.mark.parametrize(

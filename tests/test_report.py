@@ -32,6 +32,7 @@ from nlt.report.summary import log_summary
 from nlt.report.table import results
 from nlt.settings import BadInput
 from nlt.tracking import Store, experiment_id, open_store
+from nlt.tracking.detection import write_detection
 
 NAN = float("nan")
 PUBLISHED = {"source": "Doe <b>2023</b>, Table 1", "n": 1, "test_accuracy": 0.796}
@@ -608,6 +609,18 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(filled, tmp_path):
         if "--figures" not in args:
             assert old.read_text() == "as it was"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "old.html"]
+
+
+def test_an_experiment_without_launched_runs_is_named_beside_those_that_have_some(store):
+    write_detection(store, "pets", "", {}, {}, ("pets", "0"), [], None)
+    empty = r"no finished run of nlt launch in the experiment 'detect': launch one, e.g. nlt launch .*json\.$"
+    with pytest.raises(BadInput, match=empty):
+        compare(store, "detect")
+    add(store, Made())
+    store.client.create_experiment("empty")
+    done = nlt("compare", "detect", "--tracking-uri", store.uri)
+    assert done.exit_code == 2
+    assert "no finished run of nlt launch in the experiment 'detect': compare another, e.g. 'made-up'." in done.output
 
 
 # ---- many methods and noises ----

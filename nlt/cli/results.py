@@ -117,7 +117,6 @@ def ui(port: int, tracking_uri: str | None) -> None:
     """
     import contextlib
     import signal
-    import socket
     import subprocess
 
     from nlt.tracking import open_store, without_credentials
@@ -127,6 +126,8 @@ def ui(port: int, tracking_uri: str | None) -> None:
     base = f"http://127.0.0.1:{port}"
     if store.uri.startswith("http"):
         base = without_credentials(store.uri)  # the server shows its own UI, and the browser asks for the password
+    else:
+        _check_port(port)  # before links to it are told
     experiments = [e for e in store.client.search_experiments() if TAG in e.tags]
     for experiment in experiments:
         click.echo(f"{experiment.name}: {link(base, experiment.experiment_id)}")
@@ -134,12 +135,6 @@ def ui(port: int, tracking_uri: str | None) -> None:
         click.echo(f"no runs yet; the UI is at {base}")
     if store.uri.startswith("http"):
         return
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise BadInput(f"--port {port} is in use: choose another, e.g. --port {port % 65535 + 1}.") from None
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     if store.artifacts is not None:
@@ -161,3 +156,14 @@ def ui(port: int, tracking_uri: str | None) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
         server.wait()
+
+
+def _check_port(port: int) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise BadInput(f"--port {port} is in use: choose another, e.g. --port {port % 65535 + 1}.") from None

@@ -64,7 +64,7 @@ class ImageList(DataSettings):
             table.column(column, f"set data.{option}")
             for column, option in zip(asked, ("path_column", "label_column", "split_column"), strict=False)
         )
-        named = name_files(table, folder, paths, labels)
+        named = name_files(table, folder, paths, labels, "data.root")
         files: dict[str, list[File]] = {"train": [], "test": [], "val": []}
         for path, row in zip(named.paths, named.rows, strict=True):
             word = splits[0][row] if splits else "train"

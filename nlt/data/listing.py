@@ -199,16 +199,20 @@ def list_judged(top: Path) -> Judged:
     A class may be missing in a split, or be called "train" beside classes that are called otherwise.
 
     Raises:
-        BadInput: a folder cannot be read, or an image lies beside the class folders.
+        BadInput: a folder cannot be read, an image lies beside the class folders or the splits, or the one folder
+            called like a split may be a class, too.
     """
     try:
-        folders = [entry.name for entry in _entries(top, top) if entry.is_dir()]
+        entries = _entries(top, top)
     except OSError as error:
         raise BadInput(f"{top} cannot be read ({reason(error)}): name a folder with a folder for each class") from error
-    parts = [name for name in folders if name.lower() in SPLIT_OF]
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    parts = named = [name for name in folders if name.lower() in SPLIT_OF]
     notes: list[str] = []
-    if len(parts) < 2 and len(parts) < len(folders):
+    if not parts or len(parts) == 1 < len(folders):
         parts = [""]
+    elif loose := [e.path for e in entries if _suffix(e.name) in IMAGE_SUFFIXES and not e.is_dir()]:
+        raise BadInput(f"{loose[0]} lies beside the splits: move it into a class folder of one or remove it")
     elif others := [name for name in folders if name not in parts]:
         notes.append(f"passed over {', '.join(others[:3])} beside {', '.join(parts)}: only these are taken for splits")
     skipped: Counter[str] = Counter()
@@ -218,6 +222,15 @@ def list_judged(top: Path) -> Judged:
         names, files = _list_split(top, part, True, skipped)
         classes.update(names)
         found += [(file, SPLIT_OF.get(part.lower(), "")) for file in files]
+    if parts == [""] and named:
+        inside = [file.path for file, _ in found if file.class_name == named[0]]
+        # "train/cat/7.png" beside "extra/8.png": the classes may be train and extra, or those of a training split
+        if inside and all(path.count("/") > 1 for path in inside):
+            other = next(name for name in folders if name != named[0])
+            raise BadInput(
+                f"{top / named[0]} may be a split or, beside {other}, a class, as it holds images in folders alone: "
+                f"name {top / named[0]} to judge the split, or put images of the class directly there"
+            )
     found.sort()
     if words := _in_words(skipped):
         notes.append(words)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.format import MAGIC_PREFIX
 from numpy.typing import NDArray
 
 from nlt.data.arrays import Array, in_words, is_name, read_labels
@@ -93,17 +94,18 @@ def read_numbers(
 def _read_npy(file: Path) -> NDArray[Any]:
     try:
         check_file(file, "an .npy file")
-        values = np.load(file, mmap_mode="r", allow_pickle=False)
+        with open(file, "rb") as opened:  # numpy takes whatever is no .npy for pickles
+            if opened.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
+                raise BadInput(f"{file} is no .npy file: write one array with numpy.save")
+        values: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
     except BadInput:
         raise
     except Exception as error:  # damaged headers raise nearly anything; every one of them is the file's fault
-        if "allow_pickle" in str(error) or "Python objects" in str(error):
+        if "Python objects" in str(error):
             raise BadInput(
                 f"{file} holds pickled objects, which are never loaded: save a plain array, texts by .astype(str)"
             ) from error
         raise BadInput(f"{file} cannot be read ({reason(error)}): write it with numpy.save") from error
-    if not isinstance(values, np.ndarray):  # an .npz under another name
-        raise BadInput(f"{file} is no .npy file: write one array with numpy.save")
     return values
 
 

@@ -148,10 +148,11 @@ class Named(NamedTuple):
     """Images in the folder that no row names."""
 
 
-def name_files(table: Table, folder: Path, paths: list[str], labels: list[str]) -> Named:
+def name_files(table: Table, folder: Path, paths: list[str], labels: list[str], root_option: str = "") -> Named:
     """Find the file of each row: relative to `folder`, or absolute within it; backslashes and "./" are understood.
 
     Where the letters of a path are composed otherwise than on the disk (NFC, NFD), the file is found all the same.
+    `root_option` is what names another folder, if something does, for the sentence on files that are missing.
 
     Raises:
         BadInput: rows without a file, without a label, or outside `folder`; rows of one file with different labels.
@@ -187,6 +188,7 @@ def name_files(table: Table, folder: Path, paths: list[str], labels: list[str]) 
         raise BadInput(
             f"{table.file}: {count} not in {folder}, first {brief(paths[missing[0]], 200)} on line "
             f"{table.lines[missing[0]]}: correct the paths, which are relative to that folder, or remove the rows"
+            + (f", or set {root_option}" if root_option else "")
         )
     return Named(list(found), list(found.values()), repeated, [path for path in on_disk if path not in found])
 

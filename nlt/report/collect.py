@@ -197,21 +197,23 @@ def compare(
     Raises:
         BadInput: there is no such experiment, sweep, tag or baseline, or no finished run.
     """
-    names = {e.experiment_id: e.name for e in store.client.search_experiments()}
+    everything = {e.experiment_id: e.name for e in store.client.search_experiments()}
+    names = everything
     if experiment is not None:
-        names = {key: name for key, name in names.items() if name == experiment}
+        names = {key: name for key, name in everything.items() if name == experiment}
         if not names:
             raise BadInput(
                 f"there is no MLflow experiment {brief(experiment)} in {shown(store.uri)}: "
                 "run `nlt compare` without a name to see all."
             )
     found = {key: finished_runs(store, key) for key in names}
-    if not any(found.values()):
-        raise BadInput(
-            f"there is no finished run in {shown(store.uri)}: launch one, e.g. "
-            "nlt launch experiments/quickstart/*.json."
-        )
     where = f"the experiment {brief(experiment)}" if experiment else shown(store.uri)
+    if not any(found.values()):
+        others = [name for key, name in everything.items() if key not in names and finished_runs(store, key)]
+        mend = "launch one, e.g. nlt launch experiments/quickstart/*.json."
+        if others:
+            mend = f"compare another, e.g. {', '.join(map(brief, others[:3]))}."
+        raise BadInput(f"there is no finished run of nlt launch in {where}: {mend}")
     if sweep is not None:
         known = sorted({name for runs in found.values() for run in runs for name in sweeps_of(run)})
         found = {key: [run for run in runs if sweep in sweeps_of(run)] for key, runs in found.items()}
