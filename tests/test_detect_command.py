@@ -153,7 +153,7 @@ def test_decisions_are_taken_in(planted, run, tmp_path):
     result = run("apply", out, tmp_path / "mine.csv")
     assert "1 samples decided: 1 kept" in result.output
     result = run("detect", top, *PIXELS, "--out", out)  # judges anew, and says that what people decided waits
-    assert f"1 files of people's decisions are kept and are no part of this result: nlt apply {out}" in result.output
+    assert f"what people decided is kept, and is no part of this result: nlt apply {out} takes it in." in result.output
     assert not (out / "clean" / worst["path"]).exists()
     assert run("apply", out).exit_code == 0
     assert (out / "clean" / worst["path"]).is_file()

@@ -168,8 +168,8 @@ def detect(
     }  # fmt: skip
     quality = judged.quality(THRESHOLD)
     run_id = _track(store, source, judged, found | quality, action, out)
-    if decided := len(list((out / "decisions").glob("*.csv"))):
-        warn(f"{decided:,} files of people's decisions are kept and are no part of this result: nlt apply {out}")
+    if any((out / "decisions").glob("*.csv")):
+        warn(f"what people decided is kept, and is no part of this result: nlt apply {out} takes it in.")
     if as_json:
         say(json.dumps(found | quality | {"run_id": run_id}))
         return
@@ -223,7 +223,7 @@ class Given(NamedTuple):
         """
         from nlt.data.labelled import kind_of
 
-        return self.path is not None and kind_of(self.path) == "list"
+        return self.path is not None and kind_of(Path(os.path.expanduser(self.path))) == "list"
 
     def labels_file(self) -> Path | None:
         """Return the file that labels are from, if it is not the input itself."""
