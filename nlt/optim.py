@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from nlt.settings import Settings
 
-LARGEST = 1e6  # more overflows float32 before it is of any use
+LARGEST = 1e30  # so that it is a number of float32, too
 Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 
 

@@ -439,7 +439,7 @@ def test_a_process_that_ends_by_itself_or_has_a_bug_is_reported_with_its_last_wo
     assert told[0] == (0, Failed("died", "its process ended with exit code 7."))
     index, failed = told[1]
     assert (index, failed.kind) == (0, "died")
-    assert failed.sentence.startswith("its process ended with exit code 1.\nProcess ")
+    assert failed.sentence.startswith("it ended with an error.\nTraceback ")
     assert failed.sentence.endswith("AttributeError: 'int' object has no attribute 'decode'")
 
 

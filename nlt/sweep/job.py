@@ -80,7 +80,7 @@ def run_job(
     except KeyboardInterrupt:
         end = Failed("interrupted", "interrupted before the run began")
     except Exception:  # a mistake of nlt's or of a method's: it is to stop no other run
-        end = Failed("died", f"it ended with an error.\n{traceback.format_exc()}")
+        end = Failed("died", f"it ended with an error.\n{traceback.format_exc().rstrip()}")
     else:
         end = Finished(result.name, result.seed, result.run_id, result.metrics, result.undelivered, result.stop_asked)
     emit(end)
