@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmark_page import write_page
+from benchmark_page import FILES, FOLDERS, write_page
 from detection import FLIPS, read_results
 from mlflow.entities import Run as MlflowRun
 
@@ -43,8 +43,6 @@ from nlt.terminal import Board, Ledger, run_all, warn
 from nlt.tracking import Store, forget_prefixes, open_store
 
 HERE = Path(__file__).parent
-FILES = HERE.parent / "experiments" / "benchmark"
-FOLDERS = {"digits": "digits", "cifar4-reduced": "cifar4-reduced", "cifar4": "cifar", "cifar10": "cifar"}
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HUMAN = "human worst"
 LOOKED_ALIKE = {"digits": "digits", "cifar4-reduced": "CIFAR-4", "cifar4": "CIFAR-4", "cifar10": "CIFAR-10"}

@@ -132,8 +132,13 @@ def test_o2u_weighs_losses_in_the_step_it_takes():
     start.network.train()
     logits_NK = start(run._train.images_NHWC.permute(0, 3, 1, 2).float() / 255)
     loss = (weights_N * F.cross_entropy(logits_NK, run.labels_N, reduction="none")).mean()
+    assert_one_step(start, loss, net)
+
+
+def assert_one_step(start, loss, net):
+    """From `start` to `net` it is one step of 0.5 down the gradient of `loss`; SGD's first with momentum is plain."""
     grads = torch.autograd.grad(loss, list(start.network.parameters()))
-    decay = 1e-4  # SGD's first step with momentum is a plain one
+    decay = 1e-4
     for before, grad, after in zip(start.network.parameters(), grads, net.network.parameters(), strict=True):
         torch.testing.assert_close(after, before - 0.5 * (grad + decay * before), rtol=1e-3, atol=1e-5)
 
@@ -154,11 +159,7 @@ def test_cleaned_learns_what_it_has_made_of_the_labels(act):
     assert int((targets_NK != F.one_hot(train.labels_N, run.K)).any(1).sum()) == changed
     logits_MK = before(run._train.images_NHWC[keep_N].permute(0, 3, 1, 2).float() / 255)
     losses_M = -(targets_NK[keep_N] * logits_MK.log_softmax(1)).sum(1)
-    grads = torch.autograd.grad((weights_N[keep_N] * losses_M).mean(), list(before.network.parameters()))
-    decay = 1e-4  # SGD's first step with momentum is a plain one
-    parameters = zip(before.network.parameters(), grads, run.learners["net"].network.parameters(), strict=True)
-    for start, grad, end in parameters:
-        torch.testing.assert_close(end, start - 0.5 * (grad + decay * start), rtol=1e-3, atol=1e-5)
+    assert_one_step(before, (weights_N[keep_N] * losses_M).mean(), run.learners["net"])
 
 
 def test_removal_keeps_its_hash_and_its_state():

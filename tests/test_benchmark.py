@@ -130,17 +130,8 @@ def test_the_rule_that_chooses_goes_by_noisy_validation_and_stays_out_of_the_rep
 ) -> None:
     monkeypatch.setattr(script, "CHOICE_ROWS", ("symmetric 60",))
     monkeypatch.setattr(script, "CHOICE_SEEDS", (100, 101))
-    call = [
-        "choose",
-        "digits",
-        "base",
-        "optimizer.weight_decay=0.0,0.001",
-        "--tracking-uri",
-        store.uri,
-        "--device",
-        "cpu",
-    ]
-    script.main(call)
+    call = ["choose", "digits", "base", "optimizer.weight_decay=0.0,0.001", "--device", "cpu"]
+    script.main([*call, "--tracking-uri", store.uri])
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("optimizer.weight_decay")]
     [experiment] = [e for e in store.client.search_experiments() if e.name.startswith("benchmark")]
     assert experiment.name == "benchmark-digits-choice"

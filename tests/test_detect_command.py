@@ -53,6 +53,12 @@ def listing(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+def every_fourth(top: Path) -> str:
+    """A table of labels, those of the folders, for a quarter of the images."""
+    names = sorted(str(file.relative_to(top)) for file in top.rglob("*.png"))[::4]
+    return "path,label\n" + "".join(f"{name},{name[0]}\n" for name in names)
+
+
 def test_planted_errors_are_found_and_the_data_set_comes_back_clean(planted, run, tmp_path, store_uri):
     top, wrong = planted
     before, out = listing(top), tmp_path / "out"
@@ -163,8 +169,7 @@ def test_a_csv_alone_has_its_output_beside_its_folder(planted, store_uri, tmp_pa
     """The second call, too, in whose folder nlt's own ones lie by then: only images of the CSV's rows are judged."""
     digits, table = tmp_path / "digits", tmp_path / "digits" / "labels.csv"
     shutil.copytree(planted[0], digits)
-    names = sorted(str(file.relative_to(digits)) for file in digits.rglob("*.png"))[::4]
-    table.write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    table.write_text(every_fourth(digits))
     monkeypatch.chdir(digits)
     for action in ("remove", "keep"):
         command = ["detect", "labels.csv", *PIXELS, "--action", action, "--tracking-uri", store_uri]
@@ -175,9 +180,8 @@ def test_a_csv_alone_has_its_output_beside_its_folder(planted, store_uri, tmp_pa
 
 def test_other_labels_of_the_same_images_do_not_replace_a_result(planted, run, tmp_path):
     top, _ = planted
-    names = sorted(str(file.relative_to(top)) for file in top.rglob("*.png"))[::4]
     for who in ("ann", "bob"):
-        (tmp_path / f"{who}.csv").write_text("path,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+        (tmp_path / f"{who}.csv").write_text(every_fourth(top))
     call = ("detect", top, *PIXELS, "--out", tmp_path / "out", "--labels")
     assert run(*call, tmp_path / "ann.csv").exit_code == 0
     before = listing(tmp_path / "out")

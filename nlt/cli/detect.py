@@ -127,6 +127,7 @@ def detect(
     from nlt.backbones import check_image_size, parse
     from nlt.cleaning import check_export, check_place, write_output
     from nlt.cleaning.decide import THRESHOLD
+    from nlt.cleaning.folder import DECISIONS
     from nlt.hardware import find_device
     from nlt.tracking import open_store
 
@@ -168,7 +169,7 @@ def detect(
     }  # fmt: skip
     quality = judged.quality(THRESHOLD)
     run_id = _track(store, source, judged, found | quality, action, out)
-    if any((out / "decisions").glob("*.csv")):
+    if any((out / DECISIONS).glob("*.csv")):
         warn(f"what people decided is kept, and is no part of this result: nlt apply {out} takes it in.")
     if as_json:
         say(json.dumps(found | quality | {"run_id": run_id}))

@@ -102,8 +102,8 @@ def connect(address: str) -> None:
                 if not left:
                     raise
     except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
-        first, *_, last = (str(error).strip() or type(error).__name__).splitlines() * 2  # between them a traceback
-        reason = (first if first == last else f"{first} {last}").rstrip(".")
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        reason = " ".join(dict.fromkeys((lines[0], lines[-1]))).rstrip(".")  # between them may stand a traceback
         raise BadInput(
             f"--ray {brief(address)}: no Ray cluster can be reached there ({reason}): start one with `ray start "
             "--head`, or use --ray local."
