@@ -7,7 +7,8 @@
     python docs/benchmark.py choose digits apl method.training.loss.alpha=1,2,5,10
 
 A method is a file, experiments/benchmark/DATA/METHOD.json, which `nlt launch` runs as it is; a row (`rows` below) is
-what `--set` would change in it: the noise, and for the long tail the data. A `forget_rate` that is a number in the file
+what `--set` would change in it: the noise, and for the long tail the data. In DATA-augmented all methods of DATA learn
+from one and the same view of the images, in DATA all learn from the images as they are. A `forget_rate` that is a number in the file
 is replaced by the share of labels that the row really makes wrong: such a method is told what nobody knows.
 
 What stands in --results is not run again, nor what MLflow knows as finished, and what was interrupted goes on: `run`
@@ -28,14 +29,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmark_page import FILES, FOLDERS, write_page
+from benchmark_page import FILES, FOLDERS, viewed, write_page
 from detection import FLIPS, read_results
 from mlflow.entities import Run as MlflowRun
 
 from nlt.events import Event, Finished, Incomplete, Stopped
 from nlt.launcher import Options
 from nlt.prepare import prepare
-from nlt.reading import load
 from nlt.settings import BadInput
 from nlt.spec import Experiment
 from nlt.sweep import Job, in_turn, plan, side_by_side
@@ -45,7 +45,6 @@ from nlt.tracking import Store, forget_prefixes, open_store
 HERE = Path(__file__).parent
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HUMAN = "human worst"
-LOOKED_ALIKE = {"digits": "digits", "cifar4-reduced": "CIFAR-4", "cifar4": "CIFAR-4", "cifar10": "CIFAR-10"}
 CHOICE_ROWS, CHOICE_SEEDS = ("symmetric 60", "pair flip 40"), (100, 101, 102)
 METRICS = {
     "accuracy": "final/test_accuracy_last",
@@ -69,18 +68,20 @@ def rows(data: str, human: Path | None = None) -> dict[str, dict[str, Any]]:
     def noise(name: str, **more: Any) -> dict[str, Any]:
         return {"noise": {"name": name, **more, "seed": 0}}
 
+    is_digits = data.startswith("digits")
+    flips = FLIPS["digits" if is_digits else "CIFAR-10" if data == "cifar10" else "CIFAR-4"]
     found = {
         "clean": {"noise": {"name": "none"}},
         "symmetric 20": noise("symmetric", rate=0.2),
         "symmetric 60": noise("symmetric", rate=0.6),
         "symmetric 80": noise("symmetric", rate=0.8),
         "pair flip 40": noise("pair_flip", rate=0.4),
-        "asymmetric 40": noise("asymmetric", rate=0.4, flips=FLIPS[LOOKED_ALIKE[data]]),
+        "asymmetric 40": noise("asymmetric", rate=0.4, flips=flips),
         "instance 40": noise("instance_dependent", rate=0.4),
         HUMAN: {"noise": {"name": "human", "path": str(human), "key": "worse_label", "class_names": CIFAR10}},
         "imbalance 10, symmetric 40": {**noise("symmetric", rate=0.4), "data.imbalance": 10.0},
     }
-    if data == "digits" or human is None:  # people have labelled CIFAR alone
+    if is_digits or human is None:  # people have labelled CIFAR alone
         del found[HUMAN]
     return found
 
@@ -130,7 +131,7 @@ def read(data: str, file: Path, row: str, sets: dict[str, Any], more: dict[str, 
     own = {"data": json.loads(file.read_text())["data"] | {"name": data}} if FOLDERS[data] == "cifar" else {}
     experiment = {"name": f"{file.stem} {row}".replace(",", ""), "experiment": f"benchmark-{data}"}
     values = own | sets | experiment | (more or {})
-    return load(file, tuple(f"{key}={json.dumps(value)}" for key, value in values.items()))
+    return viewed(data, file, values)
 
 
 def _recipe(spec: Experiment) -> str:

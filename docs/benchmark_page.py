@@ -4,6 +4,7 @@ A line is one run; a cell is what the seeds of one method in one row of one data
 the lines and per cent on the page.
 """
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,12 +25,22 @@ from nlt.train import Stage
 FILES = Path(__file__).parent.parent / "experiments" / "benchmark"
 BEGIN, END = "<!-- benchmark.jsonl -->", "<!-- end -->"
 DATA = {
-    "digits": "digits",
-    "cifar4-reduced": "CIFAR-4, reduced",
+    "digits-augmented": "digits, augmented",
+    "digits": "digits, as they are",
+    "cifar4-reduced-augmented": "CIFAR-4, reduced, augmented",
+    "cifar4-reduced": "CIFAR-4, reduced, as they are",
     "cifar4": "CIFAR-4, full scale",
     "cifar10": "CIFAR-10, full scale",
 }
-FOLDERS = {"digits": "digits", "cifar4-reduced": "cifar4-reduced", "cifar4": "cifar", "cifar10": "cifar"}
+FOLDERS = {data: "cifar" if data in ("cifar4", "cifar10") else data.removesuffix("-augmented") for data in DATA}
+AS_THEY_ARE: dict[str, Any] | None = None
+VIEWS = {
+    "digits-augmented": {"name": "crop_flip_cutout", "pad": 1, "flip": False, "cutout": 3},
+    "digits": AS_THEY_ARE,
+    "cifar4-reduced-augmented": {"name": "crop_flip_cutout", "pad": 4, "flip": True, "cutout": 8},
+    "cifar4-reduced": AS_THEY_ARE,
+}
+"""Of what view of the images all methods of a data set learn; at full scale each has its own, as its paper has."""
 ROWS = (
     "clean", "symmetric 20", "symmetric 60", "symmetric 80", "pair flip 40", "asymmetric 40", "instance 40",
     "human worst", "imbalance 10, symmetric 40",
@@ -79,6 +90,17 @@ REDRAWN = (
 )
 
 Line = dict[str, Any]
+
+
+def viewed(data: str, file: Path, sets: dict[str, Any]) -> Experiment:
+    """Return a file's experiment, all methods of a data set learning from the same view of the images.
+
+    Where a method tells a view to learn from (`strong`) from one to judge by, the latter is the images as they are.
+    """
+    if data in VIEWS:
+        has_strong = "strong" in json.loads(file.read_text())["method"]
+        sets = {"method.strong" if has_strong else "augmentation": VIEWS[data]} | sets
+    return load(file, tuple(f"{key}={json.dumps(value)}" for key, value in sets.items()))
 
 
 class Results:
@@ -241,7 +263,7 @@ def _stages(results: Results) -> str:
     for method in results.methods:
         file = FILES / FOLDERS[results.data] / f"{method}.json"
         if file.exists():
-            body.append([_name(results, method), *_does(load(file))])
+            body.append([_name(results, method), *_does(viewed(results.data, file, {}))])
     return _pipes(["method", "views", "stages: epochs x batch, schedule"], body, texts=3)
 
 

@@ -1,7 +1,7 @@
 """Ours: one network and its average; leave-one-out predictions say which labels to trust. None is learned unjudged.
 
-A closed-form classifier predicts each label from all other samples: it cannot have memorized the label that it judges,
-as far as the features have not. N samples, B of them in a batch, D features, K classes.
+A closed-form classifier predicts a label from all other samples: it cannot have memorized the label that it judges, as
+far as the features have not. N samples, B of them in a batch, D features, K classes.
 """
 
 from typing import ClassVar, Literal
@@ -40,8 +40,8 @@ class LeaveOneOutConsistency(Settings):
     name: Literal["loo_consistency"] = "loo_consistency"
     backbone: Backbone = Pixels()
     """What makes the features by which labels are judged before any training."""
-    strong: Augmentation = StrongView()
-    """The strong view."""
+    strong: Augmentation | None = StrongView()
+    """The strong view; null for the weak one."""
     mixing: float = Field(1.0, gt=0, le=100)
     """alpha of mixup's Beta(alpha, alpha): 1, as Zhang et al. 2018 on CIFAR-10 (section 3.2)."""
     memory: float = Field(0.99, ge=0, lt=1)
@@ -55,13 +55,13 @@ class LeaveOneOutConsistency(Settings):
 
     def train(self, run: Run) -> None:
         """Train one network, its average following."""
-        net, average, views = run.learner("net"), run.learner("average"), (run.augmentation, self.strong)
+        net, average, weak = run.learner("net"), run.learner("average"), run.augmentation
+        views = (weak, weak if self.strong is None else self.strong)
         P_NK = run.buffer("P_NK", torch.from_numpy(run.label_errors(self.backbone, STEPS).p_true_NK))
         for epoch in run.epochs("warmup", self.warmup, average):
             for batch in epoch.batches(views=views):
                 self._learn(run, epoch, net, batch, P_NK[batch.rows_B], P_NK[batch.rows_B])
                 average.follow(net, min(self.memory, 1 - 1 / epoch.t))
-
         for epoch in run.epochs("training", self.training, average):
             if (epoch.t - 1) % self.refresh == 0:
                 found = run.label_errors(average, STEPS)
