@@ -8,8 +8,9 @@
 
 A method is a file, experiments/benchmark/DATA/METHOD.json, which `nlt launch` runs as it is; a row (`rows` below) is
 what `--set` would change in it: the noise, and for the long tail the data. In DATA-augmented all methods of DATA learn
-from one and the same view of the images, in DATA all learn from the images as they are. A `forget_rate` that is a number in the file
-is replaced by the share of labels that the row really makes wrong: such a method is told what nobody knows.
+from one and the same view of the images, in DATA all learn from the images as they are. A `forget_rate` that is a
+number in the file is replaced by the share of labels that the row really makes wrong: such a method is told what nobody
+knows.
 
 What stands in --results is not run again, nor what MLflow knows as finished, and what was interrupted goes on: `run`
 may be stopped at any time and repeated, elsewhere too, where only the results are. A cell is known by its data set,

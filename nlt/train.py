@@ -226,7 +226,7 @@ class Epoch:
         rows_M = rows_M[torch.randperm(len(rows_M), generator=self._generator)]
         if keep_N is not None:
             rows_M = rows_M[keep_N.cpu()[rows_M]]  # waits for the device unless the mask lies on the CPU
-        rows_M = rows_M.to(device)
+        rows_M = rows_M.to(device, non_blocking=True)  # a copy of pageable memory is safe without waiting
         _, H, W, _ = self._images_NHWC.shape
         wanted = (self._augmentation,) if views is None else views
         if not wanted:
@@ -235,7 +235,8 @@ class Epoch:
             if augmentation is not None:
                 augmentation.check(H, W)
         # All is drawn here, not batch by batch: what a method draws meanwhile does not come in between.
-        draws = [None if a is None else a.draw(len(rows_M), H, W, self._generator).to(device) for a in wanted]
+        drawn = [None if a is None else a.draw(len(rows_M), H, W, self._generator) for a in wanted]
+        draws = [None if a_MD is None else a_MD.to(device, non_blocking=True) for a_MD in drawn]
         return self._hand_out(rows_M, wanted, draws)
 
     def pairs(
