@@ -156,7 +156,7 @@ def mixup(
     # The inverse of the distribution function at one uniform number: torch draws no Beta from a generator.
     lam = float(betaincinv(alpha, alpha, torch.rand((), generator=generator, dtype=torch.float64).item()))
     lam = max(lam, 1 - lam) if larger_first else lam
-    other_B = torch.randperm(len(images_BCHW), generator=generator).to(images_BCHW.device)
+    other_B = torch.randperm(len(images_BCHW), generator=generator).to(images_BCHW.device, non_blocking=True)
     return (
         lam * images_BCHW + (1 - lam) * images_BCHW[other_B],
         lam * targets_BK + (1 - lam) * targets_BK[other_B],

@@ -302,7 +302,7 @@ class Epoch:
         # As `losses_N[rows_B] = losses_B`, but of a sample that is in the batch twice the larger one on every device.
         self.losses_N.scatter_reduce_(0, batch.rows_B, losses_B, "amax", include_self=False)
         self._bad_N.index_add_(0, batch.rows_B, (~losses_B.isfinite()).int())
-        self.seen_N[batch.rows_B] = True
+        self.seen_N.index_fill_(0, batch.rows_B, True)  # `seen_N[rows_B] = True` would wait for a GPU
         self._hits += (logits_BK.argmax(1) == batch.labels_B).sum()
         self._samples += len(batch.rows_B)
         self._seen += 1

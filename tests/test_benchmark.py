@@ -53,8 +53,7 @@ def test_methods_of_a_data_set_differ_in_the_method_alone(script: ModuleType, fo
     for name, spec in specs.items():
         for key in ("experiment", "data", "noise", "model", "optimizer", "precision", "evaluate"):
             assert getattr(spec, key) == getattr(base, key), (name, key)
-        # Strong views of a method's own are no augmentation of the experiment; the page tells both.
-        assert (spec.augmentation == base.augmentation) == (name != "base_augmented"), name
+        assert spec.augmentation == base.augmentation, name
         assert spec.steps() == base.steps(), name
         assert spec.data.val_fraction == 0.1
         rate = getattr(spec.method, "forget_rate", "estimate")
@@ -62,18 +61,29 @@ def test_methods_of_a_data_set_differ_in_the_method_alone(script: ModuleType, fo
         assert spec.outside_weights() == "" or "lite0" in name
 
 
-@pytest.mark.parametrize("data", ["digits", "cifar4-reduced", "cifar4", "cifar10"])
+@pytest.mark.parametrize("data", ["digits", "digits-augmented", "cifar4-reduced"])
+def test_all_methods_of_a_data_set_learn_from_one_view(script: ModuleType, page: ModuleType, data: str) -> None:
+    view = page.VIEWS[data]
+    for cell in script.cells(script._arguments(["run", data])):
+        has_strong = hasattr(cell.spec.method, "strong")
+        learned = cell.spec.method.strong if has_strong else cell.spec.augmentation
+        assert (learned and learned.model_dump()) == view, cell
+        assert cell.spec.augmentation is None or not has_strong  # judged by the images as they are
+        assert cell.spec.experiment == f"benchmark-{data}"
+
+
+@pytest.mark.parametrize("data", ["digits", "digits-augmented", "cifar4-reduced", "cifar4", "cifar10"])
 def test_every_method_has_every_row(script: ModuleType, data: str) -> None:
     arguments = script._arguments(["run", data, "--seeds", "0,3", "--human", "worst.npy"])
     found = list(script.cells(arguments))
     methods = len(list((script.FILES / script.FOLDERS[data]).glob("*.json")))
-    assert len(found) == 2 * methods * (8 if data == "digits" else 9)
+    assert len(found) == 2 * methods * (8 if data.startswith("digits") else 9)
     assert len({(cell.recipe, cell.seed) for cell in found}) == len(found)
     assert [cell.seed for cell in found] == sorted(cell.seed for cell in found)  # a whole seed, then the next
     long_tailed = [cell.spec for cell in found if cell.row.startswith("imbalance")]
     assert {(spec.data.imbalance, spec.noise.rate) for spec in long_tailed} == {(10.0, 0.4)}
     assert {cell.spec.data.imbalance for cell in found if not cell.row.startswith("imbalance")} == {1.0}
-    assert {cell.spec.data.name for cell in found} == {data.removesuffix("-reduced")}
+    assert {cell.spec.data.name for cell in found} == {data.removesuffix("-augmented").removesuffix("-reduced")}
 
 
 def test_a_recipe_does_not_depend_on_where_the_images_and_labels_lie(script: ModuleType) -> None:
@@ -222,15 +232,16 @@ def test_a_mean_rank_over_fewer_rows_says_so(page: ModuleType) -> None:
 
 
 def test_the_page_tells_views_batches_and_rates(page: ModuleType) -> None:
-    def does(file: str) -> tuple[str, str]:
-        return page._does(load(page.FILES / f"{file}.json"))
+    def does(data: str, method: str) -> tuple[str, str]:
+        return page._does(page.viewed(data, page.FILES / page.FOLDERS[data] / f"{method}.json", {}))
 
     ours = "warmup 25 x 64, constant 0.03; training 25 x 64, step 0.03 / 0.015 / 0.003"
-    assert does("digits/loo_consistency") == ("as they are; strong: crop 1, cutout 3", ours)
-    assert does("digits/loo_consistency_plain") == ("as they are; strong: as they are", ours)
-    assert does("digits/base_augmented") == ("crop 1, cutout 3", "training 50 x 64, step 0.03 / 0.015 / 0.003")
-    assert does("cifar4-reduced/ssr")[0] == "as they are; strong: 2 operations, crop, flip, cutout"
-    assert does("cifar/base")[0] == "crop 4, flip"
+    assert does("digits-augmented", "loo_consistency") == ("as they are; strong: crop 1, cutout 3", ours)
+    assert does("digits", "loo_consistency") == ("as they are", ours)
+    small = "training 50 x 64, step 0.03 / 0.015 / 0.003"
+    assert does("digits-augmented", "base_batch64") == ("crop 1, cutout 3", small)
+    assert does("cifar4-reduced-augmented", "base")[0] == "crop 4, flip, cutout 8"
+    assert does("cifar10", "ssr")[0] == "crop 4, flip; strong: 2 operations, crop, flip, cutout"
 
 
 def test_published_numbers_name_rows_and_data_that_there_are(page: ModuleType) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Net, make_learner, samples
 
-from nlt.augment import CropFlipCutout
+from nlt.augment import CropFlipCutout, mixup
 from nlt.losses import CE, MAE
 from nlt.models import CNN9
 from nlt.optim import SGD
@@ -293,6 +293,7 @@ def test_no_wait_for_the_device_inside_an_epoch():
         with warnings.catch_warnings(record=True) as inside:
             warnings.simplefilter("always")
             assert train_epoch(net, epoch, CE()) is epoch.losses_N
+            mixup(to_float(split.images_NHWC), torch.ones(256, 4, device=device), 1.0, torch.Generator())
         with pytest.warns(UserWarning, match="synchronizing") as at_its_end:
             assert epoch.accuracy() >= 0
     finally:

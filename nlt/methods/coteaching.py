@@ -57,7 +57,7 @@ class CoTeaching(Settings):
                 by_f, by_g = losses_f.detach().argsort(stable=True)[:n], losses_g.detach().argsort(stable=True)[:n]
                 f.step(losses_f[by_g].mean())
                 g.step(losses_g[by_f].mean())
-                keep_N[batch.rows_B[by_f]] = True
-                keep_N[batch.rows_B[by_g]] = True
+                keep_N.index_fill_(0, batch.rows_B[by_f], True)
+                keep_N.index_fill_(0, batch.rows_B[by_g], True)
                 epoch.saw(batch, logits_f + logits_g, (losses_f + losses_g) / 2)
             epoch.report(scores_N=epoch.losses_N, keep_N=keep_N, remember_rate=R, **measures)
