@@ -11,7 +11,7 @@ export MLFLOW_DISABLE_TELEMETRY=true PYTHONUNBUFFERED=1
 work=$(mktemp -d)
 if [ -n "${WHEELS:-}" ]; then
     python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$work/site" "$WHEELS"/*.whl
-    export PYTHONPATH=$work/site:$PWD
+    export PYTHONPATH=$PWD:$work/site  # this checkout before its wheel
 fi
 if [ -n "${UNPACK:-}" ]; then
     python3 "$UNPACK" "$work/cifar4.npz" --source "$data" --classes cat dog horse deer

@@ -6,7 +6,8 @@
 #
 # UNPACK=SCRIPT   where only a small file could be carried there: `python3 SCRIPT CIFAR4.npz --source SMALL --classes ...`
 #                 makes the arrays of it first, and the first argument is SMALL
-# WHEELS=DIR      where nothing can be downloaded: what is missing is installed from the wheels in DIR first
+# WHEELS=DIR      where nothing can be downloaded: what is missing is installed from the wheels in DIR first, nlt's own
+#                 among them (`pip wheel --no-deps -w DIR .`)
 set -eu
 data=$1 out=${2:-gpu_o2u}
 mkdir -p "$out"
@@ -14,7 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY=true PYTHONUNBUFFERED=1
 work=$(mktemp -d)
 if [ -n "${WHEELS:-}" ]; then
     python3 -m pip install -q --no-index --no-deps --no-compile --upgrade --target "$work/site" "$WHEELS"/*.whl
-    export PYTHONPATH=$work/site:$PWD
+    export PYTHONPATH=$PWD:$work/site  # this checkout before its wheel
 fi
 if [ -n "${UNPACK:-}" ]; then
     python3 "$UNPACK" "$work/cifar4.npz" --source "$data" --classes cat dog horse deer
