@@ -337,6 +337,18 @@ def test_validation_in_place_of_test(folder: Path, name: str, capfd: pytest.Capt
     assert len(load_folder(folder).test or ()) == 1
 
 
+def test_what_lies_beside_train_and_test_is_told(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    paint(folder / "val" / "dog" / "w.png", (2, 2, 2))
+    for name in (".git", "__MACOSX", *"abcdef"):
+        (folder / name).mkdir()
+    (folder / "notes.txt").touch()
+    load_folder(folder)
+    assert told(capfd) == [f"note: {folder}: skipped a/, b/, c/, d/, e/, f/, ... (only train/ and test/ are read)"]
+    paint(folder / "w.png", (2, 2, 2))
+    with pytest.raises(BadInput, match=r"pets/w.png lies beside the splits: move it into a class folder of one or"):
+        load_folder(folder)
+
+
 def test_train_alone(folder: Path) -> None:
     shutil.rmtree(folder / "test")
     assert load_folder(folder).test is None

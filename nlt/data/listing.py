@@ -20,7 +20,8 @@ DEBRIS = {
 }  # fmt: skip
 VALIDATION = ("val", "valid", "validation")
 SPLIT_OF = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(VALIDATION, "val")
-MOST_KINDS = 6  # of skipped files, in one line
+BESIDE_SPLITS = "lies beside the splits: move it into a class folder of one or remove it"
+MOST_KINDS = 6  # of skipped files or folders, in one line
 
 
 class File(NamedTuple):
@@ -52,11 +53,12 @@ def list_images(top: Path, recursive: bool) -> Listing:
     """
     try:
         with os.scandir(top) as found:
-            folders = sorted(entry.name for entry in found if entry.is_dir())
+            entries = sorted((entry.name, entry.is_dir()) for entry in found if not _is_debris(entry.name))
     except OSError as error:
         raise BadInput(
             f"data.path: cannot read {top} ({reason(error)}): name a folder with train/CLASS/* and test/CLASS/*"
         ) from error
+    folders = [name for name, is_folder in entries if is_folder]
     skipped: Counter[str] = Counter()
     if "train" not in folders:
         if splits := [name for name in folders if name.lower() in SPLIT_OF]:
@@ -67,13 +69,15 @@ def list_images(top: Path, recursive: bool) -> Listing:
             f"set data.test_fraction, e.g. 0.2, or move the images into {top / 'train'}/CLASS and {top / 'test'}/CLASS"
         )
         return Listing(tuple(classes), train, None, mend, _in_words(skipped))
+    if loose := [name for name, is_folder in entries if not is_folder and _suffix(name) in IMAGE_SUFFIXES]:
+        raise BadInput(f"data.path: {top / loose[0]} {BESIDE_SPLITS}")
+    skipped.update(f"{name}/" for name in folders if name not in ("train", "test"))
     classes, train = _list_split(top, "train", recursive, skipped)
     _check(top / "train", classes, train)
     if "test" not in folders:
         validation = [name for name in VALIDATION if name in folders]
         test = f"rename {top / validation[0]} to" if validation else "put test images into"
         mend = f"{test} {top / 'test'}, or set data.test_fraction, e.g. 0.2"
-        skipped.update(f"{name}/" for name in validation)
         return Listing(tuple(classes), train, None, mend, _in_words(skipped))
     test_classes, test_files = _list_split(top, "test", recursive, skipped)
     if unknown := sorted(set(test_classes) - set(classes)):
@@ -138,7 +142,7 @@ def _list_class(top: Path, folder: str, recursive: bool, skipped: Counter[str]) 
 def _entries(top: Path, inside: Path) -> "list[os.DirEntry[str]]":
     """What lies in a folder, sorted, without debris; BadInput for links out of `top` and names not in UTF-8."""
     with os.scandir(inside) as found:
-        kept = [entry for entry in found if not entry.name.startswith(".") and entry.name.lower() not in DEBRIS]
+        kept = [entry for entry in found if not _is_debris(entry.name)]
     links = [inside] if inside.is_symlink() else []
     for entry in kept:
         if not (_suffix(entry.name) in IMAGE_SUFFIXES or entry.is_dir()):
@@ -153,6 +157,10 @@ def _entries(top: Path, inside: Path) -> "list[os.DirEntry[str]]":
     return sorted(kept, key=lambda entry: entry.name)
 
 
+def _is_debris(name: str) -> bool:
+    return name.startswith(".") or name.lower() in DEBRIS
+
+
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
@@ -160,9 +168,11 @@ def _suffix(name: str) -> str:
 def _in_words(skipped: Counter[str]) -> str:
     """Put it like "skipped 4 files that are no images (.txt 2, .ini 1, .md 1)".
 
-    "/" counts folders inside classes, "val/" is a split that is not read, anything else a suffix.
+    "/" counts folders inside classes, "val/" is one beside train/ that is not read, anything else a suffix.
     """
-    parts = [f"{name} (only train/ and test/ are read)" for name in sorted(skipped) if name[:-1] in VALIDATION]
+    unread = [name for name in sorted(skipped) if len(name) > 1 and name.endswith("/")]
+    shown = unread[:MOST_KINDS] + ["..."] * (len(unread) > MOST_KINDS)
+    parts = [f"{', '.join(shown)} (only train/ and test/ are read)"] if unread else []
     kinds: Counter[str] = Counter()
     for suffix, count in skipped.items():
         if not suffix.endswith("/"):
@@ -212,7 +222,7 @@ def list_judged(top: Path) -> Judged:
     if not parts or len(parts) == 1 < len(folders):
         parts = [""]
     elif loose := [e.path for e in entries if _suffix(e.name) in IMAGE_SUFFIXES and not e.is_dir()]:
-        raise BadInput(f"{loose[0]} lies beside the splits: move it into a class folder of one or remove it")
+        raise BadInput(f"{loose[0]} {BESIDE_SPLITS}")
     elif others := [name for name in folders if name not in parts]:
         notes.append(f"passed over {', '.join(others[:3])} beside {', '.join(parts)}: only these are taken for splits")
     skipped: Counter[str] = Counter()
