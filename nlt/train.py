@@ -57,6 +57,10 @@ class Learner:
     ):
         # Channels-last: 1.2 to 1.8 times the images per second of the default format for CNN9 on CPUs and GPUs.
         self.network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Parameters and batch-norm statistics; how many batches each batch norm has seen. They stay where they are.
+        tensors = list(self.network.state_dict().values())
+        self._weights = [tensor for tensor in tensors if tensor.is_floating_point()]
+        self._counters = [tensor for tensor in tensors if not tensor.is_floating_point()]
         self.device, self.lr = device, 0.0
         self.images_seen = 0
         """Images in the forward passes that its steps went back through, each view of an image being one."""
@@ -125,11 +129,9 @@ class Learner:
             other: of the same architecture.
             memory: in [0, 1]; 0.999, say.
         """
-        for own, theirs in zip(self.network.state_dict().values(), other.network.state_dict().values(), strict=True):
-            if own.is_floating_point():
-                own.lerp_(theirs, 1 - memory)
-            else:  # how many batches batch norm has seen
-                own.copy_(theirs)
+        torch._foreach_lerp_(self._weights, other._weights, 1 - memory)  # one call, not one for each tensor
+        if self._counters:
+            torch._foreach_copy_(self._counters, other._counters)
 
     def state(self) -> State:
         """Return all that training changes, for a checkpoint."""
