@@ -33,19 +33,19 @@ DATA = {
     "cifar10": "CIFAR-10, full scale",
 }
 FOLDERS = {data: "cifar" if data in ("cifar4", "cifar10") else data.removesuffix("-augmented") for data in DATA}
-AS_THEY_ARE: dict[str, Any] | None = None
-VIEWS = {
+VIEWS: dict[str, dict[str, Any] | None] = {
     "digits-augmented": {"name": "crop_flip_cutout", "pad": 1, "flip": False, "cutout": 3},
-    "digits": AS_THEY_ARE,
+    "digits": None,
     "cifar4-reduced-augmented": {"name": "crop_flip_cutout", "pad": 4, "flip": True, "cutout": 8},
-    "cifar4-reduced": AS_THEY_ARE,
+    "cifar4-reduced": None,
 }
-"""Of what view of the images all methods of a data set learn; at full scale each has its own, as its paper has."""
+"""What all methods of a data set learn of the images, None for all of it; at full scale as each one's paper has it."""
 ROWS = (
     "clean", "symmetric 20", "symmetric 60", "symmetric 80", "pair flip 40", "asymmetric 40", "instance 40",
     "human worst", "imbalance 10, symmetric 40",
 )  # fmt: skip
 BASE = "base"
+ANOTHER_SETTING = frozenset({"loo_consistency_batch128"})  # of a method that is ranked already
 DIVIDEMIX = "Li et al. 2020, Tables 1 and 2, best epoch"
 WEI = "Wei et al. 2022 (CIFAR-10N), leaderboard"
 AGAIN = "independent reproduction (Vovk et al., ReScience C 2026)"
@@ -132,7 +132,7 @@ class Results:
 
     def ranks(self) -> dict[str, dict[str, float]]:
         """Return method -> row -> place by mean last-epoch accuracy, among those that use these data alone."""
-        alone = [method for method in self.methods if self.group(method) == "alone"]
+        alone = [m for m in self.methods if self.group(m) == "alone" and m not in ANOTHER_SETTING]
         found: dict[str, dict[str, float]] = {method: {} for method in alone}
         for row in self.rows:
             of = {method: self.values(method, row, "accuracy") for method in alone}

@@ -229,6 +229,8 @@ def test_a_mean_rank_over_fewer_rows_says_so(page: ModuleType) -> None:
     text = "\n".join(page._sections(page.Results("digits", lines)))
     assert "| 1.5 (1) |" in text
     assert text.count("**97.0") == 2  # equal ones are both the best
+    again = line("loo_consistency_batch128", "clean", 0, 0.99)  # another setting of one method has no place
+    assert page.Results("digits", [*lines, again]).ranks() == places
 
 
 def test_the_page_tells_views_batches_and_rates(page: ModuleType) -> None:
