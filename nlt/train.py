@@ -237,8 +237,10 @@ class Epoch:
             if augmentation is not None:
                 augmentation.check(H, W)
         # All is drawn here, not batch by batch: what a method draws meanwhile does not come in between.
-        drawn = [None if a is None else a.draw(len(rows_M), H, W, self._generator) for a in wanted]
-        draws = [None if a_MD is None else a_MD.to(device, non_blocking=True) for a_MD in drawn]
+        draws = [
+            None if a is None else a.draw(len(rows_M), H, W, self._generator).to(device, non_blocking=True)
+            for a in wanted
+        ]
         return self._hand_out(rows_M, wanted, draws)
 
     def pairs(

@@ -171,20 +171,24 @@ def _in_words(skipped: Counter[str]) -> str:
     "/" counts folders inside classes, "val/" is one beside train/ that is not read, anything else a suffix.
     """
     unread = [name for name in sorted(skipped) if len(name) > 1 and name.endswith("/")]
-    shown = unread[:MOST_KINDS] + ["..."] * (len(unread) > MOST_KINDS)
-    parts = [f"{', '.join(shown)} (only train/ and test/ are read)"] if unread else []
+    parts = [f"{_first(unread)} (only train/ and test/ are read)"] if unread else []
     kinds: Counter[str] = Counter()
     for suffix, count in skipped.items():
         if not suffix.endswith("/"):
             kinds[suffix if re.fullmatch(r"\.[a-z0-9_]{1,10}", suffix) else "other"] += count
     if files := kinds.total():
         order = sorted(kinds.items(), key=lambda kind: (kind[0] == "other", -kind[1], kind[0]))
-        shown = [f"{kind} {count:,}" for kind, count in order[:MOST_KINDS]] + ["..."] * (len(order) > MOST_KINDS)
+        shown = _first([f"{kind} {count:,}" for kind, count in order])
         what = "file that is no image" if files == 1 else "files that are no images"
-        parts.append(f"{files:,} {what} ({', '.join(shown)})")
+        parts.append(f"{files:,} {what} ({shown})")
     if folders := skipped["/"]:
         parts.append(f"{folders:,} folder{'s' * (folders > 1)} inside classes (data.recursive is false)")
     return f"skipped {', '.join(parts)}" if parts else ""
+
+
+def _first(words: list[str]) -> str:
+    """Return the first of them, with three points if there are more."""
+    return ", ".join(words[:MOST_KINDS] + ["..."] * (len(words) > MOST_KINDS))
 
 
 # ---- what `nlt detect` judges: every image, of every split
