@@ -71,7 +71,7 @@ def main() -> None:
         store = open_store(f"sqlite:///{Path(name) / 'mlflow.db'}")
         launched = {"seed": 0, "data_root": "", "log_model": False, "same": {}, "alike": {}}
         prepared = Prepared(
-            seed=0, device=device, precision=precision, compiled=False, compiled_why="off", dataset=dataset,
+            seed=0, device=device, precision=precision, compiled=False, dataset=dataset,
             train=train, val=None, test=train, T_KK=T_KK, empirical_T_KK=T_KK, model=spec.model,
             optimizer=spec.optimizer, augmentation=None, evaluate="after", steps=99,
         )  # fmt: skip

@@ -216,8 +216,9 @@ def _toned(images_BHWC: Tensor, operation_B2: Tensor) -> Tensor:
 def _grey(images_BHWC: Tensor) -> Tensor:
     """Return grey_BHW1, floats: ITU-R 601-2's weights, as Pillow; for other than three channels their mean."""
     C = images_BHWC.shape[3]
-    weights_C = torch.tensor([0.299, 0.587, 0.114] if C == 3 else [1 / C] * C, device=images_BHWC.device)
-    return (images_BHWC * weights_C).sum(3, keepdim=True)
+    weights = (0.299, 0.587, 0.114) if C == 3 else (1 / C,) * C  # as a tensor they would wait for a GPU
+    parts = [weight * channel_BHW for weight, channel_BHW in zip(weights, images_BHWC.unbind(3), strict=True)]
+    return torch.stack(parts).sum(0)[..., None]
 
 
 def _blended(images_BHWC: Tensor, grey_BHW1: Tensor, operation_B: Tensor, factor_B: Tensor) -> Tensor:

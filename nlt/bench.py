@@ -172,7 +172,7 @@ def _rounds(width: float, device: torch.device, size: Size, result: Bench, folde
     train, test = _samples(size.images), _samples(max(1, size.images // 5))
     T_KK = torch.eye(K, dtype=torch.float64)
     prepared = Prepared(
-        seed=0, device=device, precision=result.about["precision"], compiled=size.compiled, compiled_why="as asked",
+        seed=0, device=device, precision=result.about["precision"], compiled=size.compiled,
         dataset=NltDataset("cifar4", tuple("abcd"), train, test, "0" * 16), train=train, val=None, test=test,
         T_KK=T_KK, empirical_T_KK=T_KK, model=spec.model, optimizer=SGD(), augmentation=None, evaluate="after", steps=0,
     )  # fmt: skip

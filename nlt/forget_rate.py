@@ -1,14 +1,16 @@
 """The share of samples that nobody learns from: told, or estimated by a backbone's features before any training."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
+import torch
 from pydantic import AfterValidator, Field, ValidationInfo
+from torch import Tensor
 
 from nlt.backbones import AnyBackbone, Backbone
 from nlt.run import Run
 
 ForgetRate = Annotated[float, Field(ge=0, lt=1)] | Literal["estimate"]
-MOST = 0.95  # of the samples that are left out, whatever the estimate
+MOST = 0.95  # of an estimate: somebody has to be learned from
 
 
 def _go_together(backbone: AnyBackbone | None, info: ValidationInfo) -> AnyBackbone | None:
@@ -22,10 +24,16 @@ BackboneForRate = Annotated[Backbone | None, AfterValidator(_go_together), Field
 """Of settings with a `forget_rate` in front of it."""
 
 
-def rate_to_forget(run: Run, forget_rate: ForgetRate, backbone: AnyBackbone | None) -> tuple[float, dict[str, Any]]:
-    """Return the share to leave out, in [0, 1), and what is to be reported of an estimate."""
+def rate_to_forget(
+    run: Run, forget_rate: ForgetRate, backbone: AnyBackbone | None
+) -> tuple[float | Tensor, dict[str, Tensor]]:
+    """Return the share to leave out, in [0, 1), and what is to be reported of an estimate.
+
+    An estimate is a buffer, float64: a run that goes on elsewhere keeps it. So it is to be read inside a stage.
+    """
     if forget_rate == "estimate":
         assert backbone is not None, "the settings have been checked"
-        estimated = run.label_errors(backbone).rate.point
-        return min(estimated, MOST), {"estimated_rate": estimated}
+        estimate = min(run.label_errors(backbone).rate.point, MOST)
+        estimated = run.buffer("forget_rate", torch.tensor(estimate, dtype=torch.float64))
+        return estimated, {"estimated_rate": estimated}
     return forget_rate, {}

@@ -11,10 +11,6 @@ from nlt.settings import BadInput
 
 Precision = Literal["auto", "fp32", "bf16"]
 Compile = Literal["auto", "on", "off"]
-COMPILE_S = 30.0  # CNN9 for one batch size, on two CPU cores
-# What it then gains at each step. On a CPU it loses 10 to 15 % (docs/performance.md). On a GPU it was not measured, so
-# `auto` leaves it off; docs/gpu_bench.sh measures it. The launches of a step of CNN9, some 300 of 5 us, make 0.0015.
-COMPILE_GAIN_S = {"cpu": 0.0, "cuda": 0.0}
 
 
 def find_device(name: str) -> torch.device:
@@ -51,19 +47,6 @@ def find_precision(name: Precision, device: torch.device) -> Literal["fp32", "bf
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "fp32"
-
-
-def find_compile(wanted: Compile, device: torch.device, steps: dict[int, int]) -> tuple[bool, str]:
-    """Return whether to compile the network, and why; `auto` compiles where that pays for itself within the run.
-
-    `steps` maps each batch size, which is compiled by itself, to the run's optimizer steps.
-    """
-    if wanted != "auto":
-        return wanted == "on", f"{wanted}, as the spec says"
-    gain_s, cost_s = COMPILE_GAIN_S[device.type] * sum(steps.values()), COMPILE_S * len(steps)
-    decision = gain_s > cost_s
-    why = f"{sum(steps.values()):,} steps gain about {gain_s:,.0f} s on {device.type}, compiling takes {cost_s:,.0f} s"
-    return decision, f"{'on' if decision else 'off'}: {why}"
 
 
 def hold_memory() -> None:

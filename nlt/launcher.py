@@ -221,10 +221,10 @@ def _prepare_again(
     device, data_root = options.device or known["alike"]["device"], options.data_root or known["data_root"]
     prepared = prepare(unfinished.spec, unfinished.seed, device, data_root, dataset)
     for what, now in fingerprint(unfinished.spec, prepared).items():
-        if now != known["same"][what]:
+        if now != (then := known["same"].get(what, now)):  # runs of nlt 0.1 noted no weights
             raise BadInput(
-                f"its {what} is no longer the one it was launched with ({known['same'][what][:12]}, now "
-                f"{now[:12]}); restore it, or delete {folder.path} to give the run up."
+                f"its {what} is no longer the one it was launched with ({then[:12]}, now {now[:12]}); restore it, or "
+                f"delete {folder.path} to give the run up."
             )
     for what, now in environment(prepared).items():
         if what != "number of threads" and now != (then := known["alike"].get(what, now)):  # threads are restored
@@ -351,8 +351,9 @@ def _ending(tracker: Tracker, run: str, steps: int, stop: Stop) -> Iterator[_End
             raise
         except BaseException as error:
             why = _hint(error, len(tracker.epochs) + 1)
+            hopeless = isinstance(error, Diverged | BadInput)
             with stop.held():
-                tracker.stop("FAILED", why or f"{type(error).__name__}: {error}", over=isinstance(error, Diverged))
+                tracker.stop("FAILED", why or f"{type(error).__name__}: {error}", over=hopeless)
             if why and isinstance(error, OSError):  # of the disk that MLflow's database is on, perhaps
                 patience_s = FULL_DISK_PATIENCE_S
             if why:

@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 
 from nlt.augment import AnyAugmentation
+from nlt.backbones import AnyBackbone
 from nlt.data import Dataset, hold_out
-from nlt.hardware import find_compile, find_device, find_precision
+from nlt.detect import checked_labels
+from nlt.hardware import find_device, find_precision
 from nlt.noise import empirical_matrix, with_noise_file
 from nlt.provenance import git_commit
 from nlt.run import Prepared
@@ -62,9 +64,12 @@ def prepare(
     fewest_of = getattr(spec.method, "fewest_samples", lambda N: N)  # a method that trains on fewer says so
     fewest: int = fewest_of(len(train))
     _, C, H, W = train.images_NCHW.shape
-    for augmentation in (spec.augmentation, *(value for _, value in spec.method)):
-        if isinstance(augmentation, AnyAugmentation):
-            augmentation.check(H, W)
+    for part in (spec.augmentation, *(value for _, value in spec.method)):
+        if isinstance(part, AnyAugmentation):
+            part.check(H, W)
+        elif isinstance(part, AnyBackbone):
+            part.identity()  # a network or weights that cannot be had fail here
+            checked_labels(train.labels_N.numpy(), K)
     with torch.device("meta"):  # shapes without arithmetic: a network that cannot take these images fails here
         network = spec.model.build(C, H, W, K)
         network.eval()(torch.empty(2, C, H, W))
@@ -78,13 +83,11 @@ def prepare(
                     f"method.{name}.batch_size: batch norm cannot take single images of {H} x {W} pixels in "
                     f"{spec.model.name}: train on batches of at least 2, of more images than one."
                 ) from None
-    compiled, why = find_compile(spec.compile, on, spec.optimizer_steps(len(train)))
     return Prepared(
         seed=seed,
         device=on,
         precision=find_precision(spec.precision, on),
-        compiled=compiled,
-        compiled_why=why,
+        compiled=spec.compile == "on",
         dataset=dataset,
         train=train,
         val=val,
@@ -104,7 +107,13 @@ def fingerprint(spec: Experiment, prepared: Prepared) -> dict[str, str]:
     """What has to be equal for a run to go on."""
     train = prepared.train
     labels = hashlib.sha256(train.ids_N.numpy().tobytes() + train.labels_N.numpy().tobytes()).hexdigest()
-    return {"spec": spec.sha256(), "data set": prepared.dataset.digest, "set of training labels": labels}
+    outside = hashlib.sha256(spec.outside_weights().encode()).hexdigest()
+    return {
+        "spec": spec.sha256(),
+        "data set": prepared.dataset.digest,
+        "set of training labels": labels,
+        "file of outside weights": outside,
+    }
 
 
 def environment(prepared: Prepared) -> dict[str, str]:

@@ -47,7 +47,10 @@ class Preparation:
 
     def normalize(self, pixels_B3SS: Tensor) -> Tensor:
         """Return (pixels - mean) / std, of pixels in [0, 1]."""
-        mean, std = (pixels_B3SS.new_tensor(value).view(1, 3, 1, 1) for value in (self.mean, self.std))
+        mean, std = (  # `new_tensor` would wait for a GPU
+            torch.tensor(values, dtype=pixels_B3SS.dtype).view(1, 3, 1, 1).to(pixels_B3SS.device, non_blocking=True)
+            for values in (self.mean, self.std)
+        )
         return (pixels_B3SS - mean) / std
 
     def check_side(self, architecture: str, side: int) -> None:

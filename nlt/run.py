@@ -25,7 +25,7 @@ from nlt.detect.posterior import STEPS
 from nlt.features import of_images
 from nlt.models import Model
 from nlt.optim import Optimizer
-from nlt.train import Epoch, Learner, Stage, embed, evaluate, predict
+from nlt.train import Diverged, Epoch, Learner, Stage, embed, evaluate, predict
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,6 @@ class Prepared:
     precision: Literal["fp32", "bf16"]
     compiled: bool
     """Whether the network is compiled."""
-    compiled_why: str
-    """The decision and its reason, in words."""
     dataset: Dataset
     """The data as loaded."""
     train: Samples
@@ -258,9 +256,9 @@ class Run:
                 for net in self.learners.values():
                     net.network.train()
                 epoch = Epoch(train.images_NHWC, train.labels_N, stage.batch_size, self.generator, self.augmentation, t)
-                began = time.perf_counter()
+                began, seen = time.perf_counter(), self._images_seen()
                 yield epoch
-                self._end(epoch, began, accuracies, stage, patience)
+                self._end(epoch, began, seen, accuracies, stage, patience)
                 self._after_epoch(self.step, self._state)
         finally:
             self._in_stage = False
@@ -287,8 +285,15 @@ class Run:
 
         Raises:
             BadInput: the backbone's weights cannot be had.
+            Diverged: the network's features are not finite.
         """
-        features_ND = self.embed(source).cpu().numpy() if isinstance(source, Learner) else self.features(source)
+        if isinstance(source, Learner):
+            z_ND = self.embed(source)
+            if not z_ND.isfinite().all():
+                raise Diverged("the network's features are not finite")
+            features_ND = z_ND.cpu().numpy()
+        else:
+            features_ND = self.features(source)
         return find_label_errors(features_ND, self.labels_N.cpu().numpy(), classes=self.classes, steps=steps)
 
     def predict(self, *nets: Learner) -> Tensor:
@@ -343,9 +348,24 @@ class Run:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
 
     def _end(
-        self, epoch: Epoch, began: float, accuracies: dict[str, float], stage: Stage, patience: int | None
+        self,
+        epoch: Epoch,
+        began: float,
+        seen: int,
+        accuracies: dict[str, float],
+        stage: Stage,
+        patience: int | None,
     ) -> None:
-        """Measure an epoch that is over, and tell of it; `accuracies` are those measured before it, if they were."""
+        """Measure an epoch that is over, and tell of it.
+
+        Args:
+            epoch: it.
+            began: by the clock.
+            seen: images before it.
+            accuracies: those measured before it, if they were.
+            stage: which it is of.
+            patience: of the stage.
+        """
         train_accuracy = epoch.accuracy()  # waits for the device, so the clock below is true
         seconds = time.perf_counter() - began
         losses_N = epoch.losses_N.to("cpu", copy=True)
@@ -358,11 +378,11 @@ class Run:
         metrics = {
             "train/loss": float(losses_N[visited_N].double().mean()),
             "train/accuracy": train_accuracy,
-            "train/images_seen": sum(learner.images_seen for learner in self.learners.values()),
+            "train/images_seen": self._images_seen(),
             **accuracies,
             "optim/lr": self.nets[0].lr,
             "time/epoch_seconds": seconds,
-            "time/images_per_second": int(visited_N.sum()) / seconds,
+            "time/images_per_second": (self._images_seen() - seen) / seconds,
             **{f"method/{name}": self._number(name, value) for name, value in epoch.metrics.items()},
         }
         reported = {name: tensor.cpu() for name, tensor in epoch.reported.items()}
@@ -374,6 +394,9 @@ class Run:
         metrics |= self._quality(record)
         self.step += 1
         self._on_epoch(record)
+
+    def _images_seen(self) -> int:
+        return sum(learner.images_seen for learner in self.learners.values())
 
     def _number(self, name: str, value: float | Tensor) -> float:
         if isinstance(value, str) or (isinstance(value, Tensor) and value.numel() != 1):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -82,9 +82,8 @@ class Experiment(Settings):
     precision: Precision = "auto"
     """`bf16` (autocast), `fp32`, or `auto`: bf16 where the device has it in hardware."""
     compile: Compile = "auto"
-    """Whether to compile the network (`torch.compile`, with CUDA graphs): `on`, `off`, or `auto`: where the gain
-    measured on such a device pays for compiling; none was measured so far, so `auto` is off. Changes numbers no
-    more than rounding does."""
+    """Whether to compile the network (`torch.compile`, with CUDA graphs): `on`, `off`, or `auto`, which is off:
+    on a CPU it loses a tenth of the speed, on a GPU it was not measured. Changes numbers no more than rounding does."""
     deterministic: bool = False
     """On a GPU: only kernels that give the same numbers each time, slower; a CPU does so anyway."""
     checkpoint_every: int = Field(1, ge=1, le=100_000)
@@ -100,13 +99,6 @@ class Experiment(Settings):
         """Return the epochs of all stages together."""
         return sum(stage.epochs for stage in self.stages().values())
 
-    def optimizer_steps(self, N: int) -> dict[int, int]:
-        """Return batch size -> optimizer steps of all stages, at most, with N training samples."""
-        steps: dict[int, int] = {}
-        for stage in self.stages().values():
-            steps[stage.batch_size] = steps.get(stage.batch_size, 0) + stage.epochs * math.ceil(N / stage.batch_size)
-        return steps
-
     def load_data(self, root: Path) -> Dataset:
         """Load the data set, and with it the file that the noise is read from, if there is one.
 
@@ -121,8 +113,14 @@ class Experiment(Settings):
 
     def outside_weights(self) -> str:
         """Return where weights of outside origin come from that the model or the method rests on, "" if none do."""
-        used = [self.model, *(value for _, value in self.method)]
-        return "; ".join(dict.fromkeys(filter(None, (getattr(part, "outside_weights", None) for part in used))))
+        return "; ".join(dict.fromkeys(filter(None, self._of_networks("outside_weights"))))
+
+    def weight_files(self) -> list[str]:
+        """Return the files of weights that are named: what lies there may change under the same name."""
+        return list(filter(None, self._of_networks("weights")))
+
+    def _of_networks(self, attribute: str) -> Iterator[str | None]:
+        return (getattr(part, attribute, None) for part in (self.model, *(value for _, value in self.method)))
 
     def resolved(self) -> dict[str, Any]:
         """Return the whole spec, defaults filled in, as JSON-ready data; loading it gives the same Experiment."""

@@ -8,11 +8,11 @@ the device: no `.item()`, no `if tensor`.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from nlt.augment import Augmentation
@@ -40,8 +40,18 @@ class Stage(Settings):
     """Learning rate of each epoch of this stage."""
 
 
+def _cross_entropy(stage: Stage) -> Stage:
+    if not isinstance(stage.loss, CE):
+        raise ValueError("loss must be ce: labels are mixed, and other losses take one label a sample")
+    return stage
+
+
+CrossEntropyStage = Annotated[Stage, AfterValidator(_cross_entropy)]
+"""Of a method whose targets are class probabilities."""
+
+
 class Diverged(Exception):
-    """A per-sample loss was not finite: the run has failed."""
+    """A per-sample loss or a feature was not finite: the run has failed."""
 
 
 class Learner:
@@ -79,7 +89,8 @@ class Learner:
 
     def __call__(self, images_BCHW: Tensor) -> Tensor:
         """Return logits_BK, float32 whatever the precision of the network."""
-        whole = self.network.training and len(images_BCHW) == self.batch_size
+        # DivideMix's steps are on four times as many images as a batch.
+        whole = self.network.training and self.batch_size is not None and len(images_BCHW) % self.batch_size == 0
         network = self._compiled if self._compiled is not None and whole else self.network
         if torch.is_grad_enabled():
             self._forward += len(images_BCHW)

@@ -132,7 +132,6 @@ def make_run(
         device=torch.device("cpu"),
         precision="fp32",
         compiled=False,
-        compiled_why="off",
         dataset=Dataset("random", tuple(f"class {k}" for k in range(K)), train, test, "0" * 16),
         train=train,
         val=val,

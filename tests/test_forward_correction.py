@@ -24,6 +24,12 @@ def test_each_row_of_t_is_the_prediction_of_its_classs_anchor() -> None:
         torch.testing.assert_close(anchor_matrix(p_NK, percentile), p_NK[expected])
 
 
+def test_a_percentile_that_is_a_sample_is_that_sample() -> None:
+    """58 of 51 is the 30th: 0.58 * 50 would be 28.999999999999996."""
+    p_N = torch.linspace(0.1, 0.9, 51)
+    assert torch.equal(anchor_matrix(torch.stack([p_N, 1 - p_N], 1), 58.0)[0, 0], p_N[29])
+
+
 def test_the_percentile_is_the_authors_sample_or_its_neighbour() -> None:
     """Their rule on 1,000 samples without ties: the largest p_i below the 97th percentile, rounded up to a sample."""
     p_NK = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0)).softmax(1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nlt.hardware import COMPILE_GAIN_S, find_compile, find_device, find_precision
+from nlt.hardware import find_device, find_precision
 from nlt.settings import BadInput
 
 CPU = torch.device("cpu")
@@ -30,18 +30,6 @@ def test_auto_precision_is_bf16_only_in_hardware():
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert find_precision("auto", CPU) == ("bf16" if native else "fp32")
     assert find_precision("bf16", CPU) == "bf16"
-
-
-def test_compilation_pays_only_where_it_is_a_gain_and_there_are_many_steps(monkeypatch):
-    assert find_compile("auto", CPU, {128: 10**9})[0] is False
-    gpu = torch.device("cuda")
-    assert find_compile("auto", gpu, {128: 10**9})[0] is False  # until it has been measured there
-    monkeypatch.setitem(COMPILE_GAIN_S, "cuda", 0.0015)
-    few, many = find_compile("auto", gpu, {128: 15_700}), find_compile("auto", gpu, {128: 12_560, 16: 50_000})
-    assert few == (False, "off: 15,700 steps gain about 24 s on cuda, compiling takes 30 s")
-    assert many == (True, "on: 62,560 steps gain about 94 s on cuda, compiling takes 60 s")
-    assert find_compile("on", CPU, {128: 1})[0] is True
-    assert find_compile("off", gpu, {16: 10**9})[0] is False
 
 
 def test_importing_nlt_changes_nothing_in_the_process():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import make_run
+from pydantic import ValidationError
 from test_methods import clear_samples, stage
 from torch import nn
 
@@ -10,10 +11,11 @@ from nlt.augment import CropFlipCutout
 from nlt.backbones import Pixels
 from nlt.data import Samples
 from nlt.detect import LabelErrors, find_label_errors
+from nlt.losses import MAE
 from nlt.methods import loo_consistency
 from nlt.methods.loo_consistency import LeaveOneOutConsistency
 from nlt.run import Run
-from nlt.train import Stage, equally_often
+from nlt.train import Diverged, Stage, equally_often
 
 GREY = CropFlipCutout(pad=0, flip=False, cutout=12)  # nothing is left of an image of 6 x 6 pixels
 PLAIN = CropFlipCutout(pad=0, flip=False)
@@ -224,3 +226,18 @@ def test_wrong_labels_are_not_learned_in_the_warm_up_either():
     method(PLAIN, stage(30, lr=0.3), stage(1, lr=STILL)).train(run)
     net = run.learners["net"]
     assert (run.predict(net).argmax(1) == torch.arange(200) % 4).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("which", ["warmup", "training"])
+def test_other_losses_are_refused(which: str) -> None:
+    with pytest.raises(ValidationError, match="loss must be ce"):
+        LeaveOneOutConsistency(**{which: Stage(loss=MAE())})
+
+
+def test_features_that_are_not_finite_are_a_divergence() -> None:
+    run, _ = make_run(clear_samples(40), model=HiddenModel())
+    net = run.learner("net")
+    with torch.no_grad():
+        net.network.hidden.weight.fill_(torch.nan)
+    with pytest.raises(Diverged, match="features are not finite"):
+        run.label_errors(net)

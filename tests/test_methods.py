@@ -1,9 +1,12 @@
 """Methods against their papers, stage by stage, with one batch worked by hand."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Net, make_run, samples
+from conftest import OnePixel, make_run, samples
 from pydantic import ValidationError
 
 from nlt.backbones import Pixels
@@ -16,6 +19,7 @@ from nlt.methods.elr import ELR
 from nlt.methods.o2u import O2U
 from nlt.methods.standard import Standard
 from nlt.optim import Constant, Cyclical
+from nlt.run import Run
 from nlt.train import Stage
 
 
@@ -160,17 +164,14 @@ def test_co_teaching_remembers_less_and_less_until_the_ramp_is_over():
     assert rates == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.6])
 
 
+def test_co_teaching_learns_from_all_of_its_share():
+    """1 - 0.8 is 0.19999999999999996: of 50 that makes 9.999999999999998, and 10 are meant."""
+    run, told = make_run(samples(50, K=2), K=2, model=OnePixel())  # two equal networks pick the same samples
+    CoTeaching(forget_rate=0.8, ramp=1, training=stage(2, batch_size=50)).train(run)
+    assert int(told[1].keep_N.sum()) == 10
+
+
 # ---- ELR ----
-
-
-class OnePixel:
-    """A linear model of one white pixel, weights 0 and the logits (ln 3, 0): p = (3/4, 1/4)."""
-
-    def build(self, C, H, W, K):
-        network = Net(C * H * W, K)
-        torch.nn.init.zeros_(network.linear.weight)
-        network.linear.bias.data = torch.tensor([1.0986123, 0.0])
-        return network
 
 
 def test_elr_one_step_by_hand():
@@ -224,6 +225,22 @@ def test_o2u_removes_the_share_that_it_estimates():
     assert rate == pytest.approx(0.2, abs=0.03)
     assert told[1].metrics["method/estimated_rate"] == rate
     assert int((~told[1].keep_N).sum()) == 200 - number_kept(200, rate)
+
+
+@pytest.mark.parametrize("method", [CoTeaching, O2U])
+def test_an_estimated_rate_is_kept_when_a_run_goes_on(method, monkeypatch: pytest.MonkeyPatch):
+    """Elsewhere the backbone's features, and with them the estimate, may be a little different."""
+    estimates = iter([0.3, 0.5])
+    monkeypatch.setattr(Run, "label_errors", lambda *_: SimpleNamespace(rate=SimpleNamespace(point=next(estimates))))
+    settings = {"pretraining": stage(1), "cyclical": stage(2)} if method is O2U else {"ramp": 1}
+    settings |= {"forget_rate": "estimate", "backbone": Pixels(), "training": stage(2)}
+    states = {}
+    run, told = make_run(after_epoch=lambda step, state: states.update({step: copy.deepcopy(state())}))
+    method(**settings).train(run)
+    again, told_again = make_run(resume=states[2 if method is O2U else 1])
+    method(**settings).train(again)
+    assert [e.metrics["method/estimated_rate"] for e in told_again if e.detects] == [pytest.approx(0.3)]
+    assert torch.equal(told_again[0].keep_N, told[-len(told_again)].keep_N)
 
 
 def test_co_teaching_forgets_the_share_that_it_estimates():

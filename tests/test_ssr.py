@@ -156,7 +156,7 @@ def test_it_judges_images_as_they_are() -> None:
 
 
 def test_other_losses_are_refused() -> None:
-    with pytest.raises(ValidationError, match="training.loss must be ce"):
+    with pytest.raises(ValidationError, match="loss must be ce"):
         ssr(loss=MAE())
 
 

@@ -17,14 +17,17 @@ import pytest
 from click.testing import CliRunner
 from conftest import REPO, tiny
 from PIL import Image
+from safetensors.torch import save_file
+from test_pretrained import TINY, weights_of
 
 from nlt.cli import main
 from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, Npz
 from nlt.events import Failed, Finished, Incomplete, Noted, Progressed, Started
-from nlt.launcher import Options, Unfinished, launch
+from nlt.launcher import Listener, Options, Unfinished, launch, resume, unfinished_runs
 from nlt.reading import check, load_all
 from nlt.report import compare
 from nlt.run import Run
+from nlt.settings import BadInput
 from nlt.sweep import Job, plan, side_by_side
 from nlt.sweep.plan import finished_before
 from nlt.sweep.processes import device_of, threads_each
@@ -235,6 +238,50 @@ def test_data_are_loaded_once_and_only_where_a_finished_run_is_found(store: Stor
 def test_every_data_set_is_compared_or_cannot_change_under_its_name(kind):
     """What has a `path` is compared; digits are scikit-learn's; of CIFAR's files `test_data.py` tests the MD5 sums."""
     assert ("path" in kind.model_fields) == (kind not in (Digits, Cifar10, Cifar100, Cifar4))
+
+
+def test_a_run_on_another_file_of_weights_is_neither_finished_nor_gone_on_with(store: Store, tmp_path, notes):
+    def put(seed):
+        state = weights_of()
+        next(iter(state.values())).mul_(1 + 0.1 * seed)
+        save_file(state, file)
+
+    file = str(tmp_path / "w.safetensors")
+    put(0)
+    model = {"name": "timm", "architecture": TINY, "weights": file, "image_size": 16}
+    a = spec(name="a", model=model)
+    done = launch(a, store=store, options=WHERE)
+
+    def planned():
+        todo = plan(store, [a], (0,), None, False, notes.append)
+        return [run.run_id for run in todo.finished]
+
+    assert (planned(), notes) == ([done.run_id], [])
+    put(1)
+    assert planned() == []
+    assert notes[0].startswith(
+        f"the finished run {done.run_id} (a, seed 0) rests on other weights ('w.safetensors, SHA"
+    )
+    assert notes[0].endswith("): it runs anew.")
+
+    class Stopped(Exception):
+        pass
+
+    def stop(epoch):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        launch(a, store=store, options=WHERE, listener=Listener(on_epoch=stop))
+    put(2)
+    (unfinished,) = unfinished_runs(store)
+    with pytest.raises(BadInput, match="its file of outside weights is no longer the one it was launched with"):
+        resume(unfinished, store=store, options=WHERE)
+    Path(file).unlink()
+    with pytest.raises(BadInput, match=r"w\.safetensors' cannot be read"):
+        resume(unfinished, store=store, options=WHERE)
+    notes.clear()
+    assert planned() == [done.run_id]
+    assert notes[0].startswith(f"the finished run {done.run_id} (a, seed 0) stays so, though its weights cannot be")
 
 
 def test_a_finished_run_of_a_job_on_other_data_is_not_it(store: Store):

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from conftest import Net, make_learner, samples
 
-from nlt.augment import CropFlipCutout, mixup
+from nlt.augment import CropFlipCutout, StrongView, mixup
 from nlt.losses import CE, MAE
 from nlt.models import CNN9
 from nlt.optim import SGD
+from nlt.pretrained import preparation
 from nlt.run import Split
 from nlt.train import (
     Diverged,
@@ -294,6 +295,8 @@ def test_no_wait_for_the_device_inside_an_epoch():
             warnings.simplefilter("always")
             assert train_epoch(net, epoch, CE()) is epoch.losses_N
             mixup(to_float(split.images_NHWC), torch.ones(256, 4, device=device), 1.0, torch.Generator())
+            for batch in Epoch(split.images_NHWC, split.labels_N, 64, torch.Generator(), StrongView()).batches():
+                preparation("lite0").normalize(batch.images_BCHW.expand(-1, 3, -1, -1))
         with pytest.warns(UserWarning, match="synchronizing") as at_its_end:
             assert epoch.accuracy() >= 0
     finally:
@@ -327,6 +330,9 @@ def test_only_whole_training_batches_take_the_compiled_network(monkeypatch):
     split = Split(samples(16), CPU)
     evaluate([net], split.images_NHWC, split.labels_N)
     assert sizes == [16, 16]
+    for images in (64, 15, 17):  # DivideMix's steps are on four batches at once
+        net(torch.zeros(images, 1, 2, 2))
+    assert sizes == [16, 16, 64]
 
 
 @pytest.mark.slow

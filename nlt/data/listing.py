@@ -228,7 +228,7 @@ def list_judged(top: Path) -> Judged:
     elif loose := [e.path for e in entries if _suffix(e.name) in IMAGE_SUFFIXES and not e.is_dir()]:
         raise BadInput(f"{loose[0]} {BESIDE_SPLITS}")
     elif others := [name for name in folders if name not in parts]:
-        notes.append(f"passed over {', '.join(others[:3])} beside {', '.join(parts)}: only these are taken for splits")
+        notes.append(f"passed over {_first(others)} beside {', '.join(parts)}: only these are taken for splits")
     skipped: Counter[str] = Counter()
     classes: set[str] = set()
     found: list[tuple[File, str]] = []

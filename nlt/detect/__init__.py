@@ -1,7 +1,7 @@
 """From features or predictions to wrong labels; from scores to a mask and its quality."""
 
 from nlt.detect.acts import Act, Acted, act_on
-from nlt.detect.errors import LabelErrors, find_label_errors
+from nlt.detect.errors import LabelErrors, checked_labels, find_label_errors
 from nlt.detect.joint import confident_joint
 from nlt.detect.leave_one_out import LeaveOneOut, choose_features, leave_one_out
 from nlt.detect.masks import Rounding, auc, mask_quality, number_kept, ranking_quality, smallest
@@ -30,6 +30,7 @@ __all__ = [
     "act_on",
     "area_under_the_margin",
     "auc",
+    "checked_labels",
     "choose_features",
     "confident_counts",
     "confident_joint",

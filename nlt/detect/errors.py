@@ -119,7 +119,8 @@ def find_label_errors(
         BadInput: lengths differ, NaN, fewer than 10 samples, one class only, a label outside the classes, or
             probabilities that are negative or do not sum to 1.
     """
-    labels_N = _labels(labels_N, probabilities_NK, classes)
+    columns = np.shape(probabilities_NK)[1:] if probabilities_NK is not None else ()
+    labels_N = checked_labels(labels_N, len(classes) if classes is not None else columns[0] if columns else None)
     N = len(labels_N)
     if (features_ND is None) == (probabilities_NK is None):
         raise BadInput("give either features or probabilities, not both and not neither.")
@@ -188,7 +189,12 @@ def _spread_out(p_NP: NDArray[np.float32], present: NDArray[np.int64], K: int) -
     return p_NK
 
 
-def _labels(labels: ArrayLike, probabilities: ArrayLike | None, classes: Sequence[str] | None) -> NDArray[np.int64]:
+def checked_labels(labels: ArrayLike, K: int | None = None) -> NDArray[np.int64]:
+    """Return labels_N, of K classes if it is known of how many.
+
+    Raises:
+        BadInput: they are no integers 0 to K - 1, fewer than 10, or all the same.
+    """
     labels_N = np.asarray(labels)
     if labels_N.ndim != 1 or labels_N.dtype.kind not in "iu":
         raise BadInput(
@@ -197,8 +203,6 @@ def _labels(labels: ArrayLike, probabilities: ArrayLike | None, classes: Sequenc
         )
     if len(labels_N) < FEWEST_SAMPLES:
         raise BadInput(f"there are {len(labels_N)} samples: at least {FEWEST_SAMPLES} are needed to judge labels.")
-    columns = np.shape(probabilities)[1:] if probabilities is not None else ()
-    K = len(classes) if classes is not None else columns[0] if columns else None
     bad = np.flatnonzero((labels_N < 0) | (K is not None and labels_N >= K))
     if len(bad):
         raise BadInput(

@@ -48,12 +48,12 @@ class CoTeaching(Settings):
         f, g = run.learner("f"), run.learner("g")
         keep_N = run.buffer("keep_N", torch.zeros(run.N, dtype=torch.bool))
         for epoch in run.epochs("training", self.training, f, g):
-            R = 1 - forget_rate * min((epoch.t - 1) / self.ramp, 1)
+            R = 1 - float(forget_rate) * min((epoch.t - 1) / self.ramp, 1)
             keep_N.zero_()
             for batch in epoch.batches():
                 logits_f, logits_g = f(batch.images_BCHW), g(batch.images_BCHW)
                 losses_f, losses_g = (self.training.loss(x, batch.labels_B) for x in (logits_f, logits_g))
-                n = max(1, int(R * len(batch.rows_B)))
+                n = max(1, int(R * len(batch.rows_B) + 1e-9))  # 1 - 0.8, of 50, is 9.999999999999998
                 by_f, by_g = losses_f.detach().argsort(stable=True)[:n], losses_g.detach().argsort(stable=True)[:n]
                 f.step(losses_f[by_g].mean())
                 g.step(losses_g[by_f].mean())

@@ -70,5 +70,5 @@ class ForwardCorrection(Settings):
 
 def anchor_matrix(p_NK: Tensor, percentile: float) -> Tensor:
     """Return T_KK, row i the prediction of the sample at a percentile, in (0, 100], of p_NK[:, i], rounded down."""
-    rows_K = p_NK.argsort(dim=0, stable=True)[int(percentile / 100 * (len(p_NK) - 1))]
+    rows_K = p_NK.argsort(dim=0, stable=True)[int(percentile * (len(p_NK) - 1) / 100)]
     return p_NK[rows_K]

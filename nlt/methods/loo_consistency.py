@@ -16,7 +16,7 @@ from nlt.backbones import Backbone, Pixels
 from nlt.optim import Constant, Cosine
 from nlt.run import Run
 from nlt.settings import Settings
-from nlt.train import Batch, Epoch, Learner, Stage, equally_often
+from nlt.train import Batch, CrossEntropyStage, Epoch, Learner, Stage, equally_often
 
 STEPS = 100  # of expectation maximization: the detector's ten leave P nearly flat where most labels are wrong
 
@@ -48,9 +48,9 @@ class LeaveOneOutConsistency(Settings):
     """The average's memory, per step, in [0, 1); in epoch t of the warm-up at most 1 - 1 / t."""
     refresh: int = Field(2, ge=1)
     """Epochs that a judgement of the labels lasts."""
-    warmup: Stage = Stage(epochs=50, batch_size=64, schedule=Constant(lr=0.03))
-    """Stage 1: half of all epochs. The loss of both stages is cross-entropy."""
-    training: Stage = Stage(epochs=50, batch_size=64, schedule=Cosine(lr=0.03))
+    warmup: CrossEntropyStage = Stage(epochs=50, batch_size=64, schedule=Constant(lr=0.03))
+    """Stage 1: half of all epochs."""
+    training: CrossEntropyStage = Stage(epochs=50, batch_size=64, schedule=Cosine(lr=0.03))
     """Stage 2."""
 
     def train(self, run: Run) -> None:

@@ -74,7 +74,7 @@ class O2U(Settings):
                 if p_NK is not None:
                     p_NK[batch.rows_B] += logits_BK.detach().softmax(1) / self.cyclical.epochs
             scores_N += epoch.losses_N - epoch.losses_N.mean()
-            keep_N.copy_(smallest(scores_N, forget_rate, self.forget_rounding))
+            keep_N.copy_(smallest(scores_N, float(forget_rate), self.forget_rounding))
             epoch.report(scores_N=scores_N, keep_N=keep_N, **measures)
 
         net.copy_weights(start)

@@ -7,16 +7,15 @@ select. Neither knows the noise rate. N samples, D features, K classes, B rows o
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from nlt.augment import Augmentation, StrongView, mixup
 from nlt.detect.neighbors import neighbor_votes
-from nlt.losses import CE
 from nlt.models import last_linear
 from nlt.optim import Cosine
 from nlt.run import Run
 from nlt.settings import Settings
-from nlt.train import Stage, equally_often
+from nlt.train import CrossEntropyStage, Stage, equally_often
 
 
 class SSR(Settings):
@@ -52,14 +51,8 @@ class SSR(Settings):
     """Of mixup's Beta(alpha, alpha): 4 (the code)."""
     strong: Augmentation | None = StrongView()
     """The views that are learned from; null for the experiment's augmentation."""
-    training: Stage = Stage(epochs=300, schedule=Cosine(lr=0.02, final_lr=0.0004))
-    """The one stage: 300 epochs at batch 128, cosine from 0.02 to a fiftieth of it (the code); with cross-entropy."""
-
-    @model_validator(mode="after")
-    def _soft_targets(self) -> "SSR":
-        if not isinstance(self.training.loss, CE):
-            raise ValueError("training.loss must be ce: labels are mixed, and other losses take one label a sample")
-        return self
+    training: CrossEntropyStage = Stage(epochs=300, schedule=Cosine(lr=0.02, final_lr=0.0004))
+    """The one stage: 300 epochs at batch 128, cosine from 0.02 to a fiftieth of it (the code)."""
 
     def train(self, run: Run) -> None:
         """Relabel, select and train one network, epoch by epoch."""

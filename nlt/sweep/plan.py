@@ -44,7 +44,8 @@ def plan(
 ) -> Plan:
     """Find out which of specs x seeds are finished, which go on, and which begin, and tag the former two.
 
-    A finished run is compared with the user's own data as they are now: if it was trained on others, it runs anew.
+    A finished run is compared with the user's own data, and files of weights, as they are now: if it was trained on
+    others, it runs anew.
 
     Args:
         store: where to look.
@@ -74,6 +75,8 @@ def plan(
         warn(sentence)
     try:
         finished = _finished(store, wanted)
+        for key in _on_other_weights(finished, wanted, warn):
+            del finished[key]
         for key in _trained_on_other_data(finished, wanted, Path(os.path.expanduser(data_root)), warn):
             del finished[key]
         unfinished = {_key(run.spec, run.seed): run for run in unfinished_runs(store, warn)}
@@ -166,6 +169,29 @@ def _trained_on_other_data(
                 f"({run.info.run_name}, seed {changed[0][2]}){more} trained on (digest {data_digest(run)}, now {now}): "
                 f"{anew} anew."
             )
+    return outdated
+
+
+def _on_other_weights(
+    finished: dict[Key, MlflowRun], wanted: dict[Key, Experiment], warn: Callable[[str], None]
+) -> list[Key]:
+    """Return which finished runs rest on another file of weights than their spec names now; say so of each.
+
+    Where the file cannot be read they stay finished.
+    """
+    outdated = list[Key]()
+    for key, run in finished.items():
+        if not wanted[key].weight_files():
+            continue
+        which = f"the finished run {run.info.run_id} ({run.info.run_name}, seed {key[2]})"
+        try:
+            now = wanted[key].outside_weights()
+        except BadInput as error:
+            warn(f"{which} stays so, though its weights cannot be compared with those there now: {error}.")
+            continue
+        if now != (then := run.data.tags.get("nlt.outside_weights", "")):
+            warn(f"{which} rests on other weights ({brief(then, 200)}, now {brief(now, 200)}): it runs anew.")
+            outdated.append(key)
     return outdated
 
 

@@ -118,7 +118,7 @@ def _tags(store: Store, spec: Experiment, prepared: Prepared, sweep: str, prefix
         "nlt.spec_sha256": spec.sha256(),
         "nlt.git_commit": git_commit(),
         "nlt.device": str(prepared.device),
-        "nlt.compile": prepared.compiled_why,
+        "nlt.compile": "on" if prepared.compiled else "off",
         "nlt.threads": str(torch.get_num_threads()),  # on it depend a CPU's last digits
         "nlt.version": version("nlt"),
         **({} if spec.published is None else {"nlt.published": spec.published.model_dump_json(exclude_none=True)}),
