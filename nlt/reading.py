@@ -174,6 +174,8 @@ def _sentence(error: ValidationError, data: Any) -> str:
                 what = f"unknown key; did you mean {close[0]!r}?" if close else "unknown key; remove it"
         case "missing":
             what = "this key is missing; add it"
+        case "string_pattern_mismatch":  # `Name`, the one pattern there is
+            what = "use letters, digits, blanks and . _ + -, the first one a letter or digit"
         case "union_tag_not_found":
             what = '"name" is missing; it says which kind this is'
         case "union_tag_invalid":

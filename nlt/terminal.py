@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 
 from nlt.events import Emit, Event, Failed, Finished, Incomplete, Noted, Progressed, Started, Stopped
-from nlt.settings import BadInput
+from nlt.settings import BadInput, one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -25,8 +25,8 @@ WIDTH = 160  # columns, off a terminal: rich would wrap at 80, in the middle of 
 
 
 def warn(sentence: str) -> None:
-    """Print a note on stderr."""
-    click.echo(f"note: {sentence}", err=True)
+    """Print a note on stderr; names in it may hold what steers a terminal."""
+    click.echo(f"note: {one_line(sentence)}", err=True)
 
 
 def say(line: str) -> None:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -260,6 +261,52 @@ def test_a_tracking_server_that_goes_away_loses_nothing(planted, run, tmp_path, 
     assert result.exit_code == 0
     assert "MLflow has no run of it" in result.output
     assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_whatever_ails_mlflow_costs_no_result(planted, run, tmp_path, store_uri):
+    """The experiment of detections is deleted: runs cannot be made in it."""
+    top, _ = planted
+    store = open_store(store_uri)
+    store.client.delete_experiment(store.client.create_experiment("detect"))
+    result = run("detect", top, *PIXELS, "--out", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["run_id"] is None and (tmp_path / "out" / "labels.csv").exists()
+    assert "MLflow has no run of it (BadInput: the MLflow experiment 'detect' is deleted: restore it" in result.stderr
+
+
+def test_an_export_that_cannot_be_is_refused_before_the_work(run, tmp_path):
+    np.savez(tmp_path / "a.npz", train_images=np.zeros((12, 8, 8), np.uint8), train_labels=np.arange(12) % 2)
+    result = run("detect", tmp_path / "a.npz", *PIXELS, "--export", "labelstudio")
+    assert result.exit_code == 2 and "needs image files and the input is an npz" in result.output
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_tilde_is_the_home_folder(planted, store_uri, tmp_path, monkeypatch):
+    top, _ = planted
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    options = ("--out=~/out", "--data-root=~/cache", "--tracking-uri", store_uri)
+    result = CliRunner().invoke(main, ["detect", str(top), *PIXELS, *options])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "labels.csv").exists() and (tmp_path / "cache").exists()
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_name_that_is_not_in_utf_8_is_refused(run, tmp_path):
+    folder = os.fsdecode(bytes(tmp_path) + b"/ph\xff")
+    os.mkdir(folder)
+    result = run("detect", folder)
+    assert result.exit_code == 2 and "its name is not in UTF-8: rename it" in result.output
+
+
+def test_a_name_does_not_steer_the_terminal(planted, run, tmp_path):
+    for split in ("train", "test"):
+        shutil.copytree(planted[0], tmp_path / "in" / split)
+    (tmp_path / "in" / "evil\x1b[2J\x1b]0;me\x07").mkdir()
+    result = run("detect", tmp_path / "in", *PIXELS)
+    assert result.exit_code == 0, result.output
+    assert "\\x1b[2J" in result.stderr and "\x1b" not in result.output
 
 
 def test_an_interrupt_leaves_nothing_half_written_and_the_caches(planted, run, tmp_path, monkeypatch):

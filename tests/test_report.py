@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ from nlt.report import as_csv, as_json, compare, markdown
 from nlt.report.collect import ACCURACY, Cell, noise_title
 from nlt.report.curves import by_truth, curve, histogram_steps, mean_losses, panels, stage_starts
 from nlt.report.html import page
-from nlt.report.plots import STYLE, _legend, axis_tops, drawings, lines, pdf, png
+from nlt.report.plots import STYLE, _legend, axis_tops, drawings, file_names, lines, pdf, png
 from nlt.report.statistics import paired_difference, ranks, summary
 from nlt.report.summary import log_summary
 from nlt.report.table import results
@@ -536,6 +538,42 @@ def test_names_are_text_on_the_page(store):
     parser.feed(page([(comparison, [])]))
     assert parser.tags.count("script") == 1
     assert "<script>alert(1)</script>" in parser.text
+
+
+def test_dollars_in_a_name_are_no_mathematics(store):
+    names = ("trial $\\lr$ 5", "of $5 and $6", "b")
+    add(store, *(Made(loss=f"L{i}", name=name, arrays=True) for i, name in enumerate(names)))
+    log(store.client, store.client.get_experiment_by_name("made-up").experiment_id, Made(name="c", sha="other"))
+    [comparison] = compare(store)
+    for drawing in drawings(comparison, panels(store, comparison.cells)):
+        assert png(drawing)
+
+
+def test_names_of_files_are_all_different_and_lead_nowhere_else():
+    names = ["human a-b", "human a/b", "human a_b", "../up", "..", "", "käse 1.5"]
+    found = file_names(names)
+    assert found == ["human_a-b", "human_a_b", "human_a_b_2", "_up", "_", "__2", "käse_1.5"]
+
+
+def test_figures_of_an_experiment_stay_in_their_folder(store, tmp_path):
+    for name in ("made-up", "../../up"):
+        experiment = store.client.create_experiment(name, str(store.artifacts))
+        log(store.client, experiment, Made())
+    folder = tmp_path / "a" / "b" / "figures"
+    done = nlt("compare", "--figures", folder, "--tracking-uri", store.uri)
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in folder.iterdir()) == ["_.._up", "made-up"]
+    assert not (tmp_path / "a" / "up").exists() and not (tmp_path / "up").exists()
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(filled, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE) as reader:
+        done = nlt("compare", "made-up", "--format", "csv", "--output", tmp_path / "pipe", "--tracking-uri", filled.uri)
+        read = reader.communicate(timeout=30)[0]
+    assert done.exit_code == 0, done.output
+    assert read.startswith(b"experiment,label")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 # ---- the summary run ----

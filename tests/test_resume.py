@@ -432,3 +432,16 @@ def test_a_mask_that_leaves_one_image_is_refused_where_batch_norm_cannot_take_it
     spec = check(tiny(data={"name": "digits", "limit": 10}, model={"name": "resnet18"}, method=method), "x")
     with pytest.raises(BadInput, match="batch norm cannot take single images"):
         prepare(spec, 0, "cpu", "data")
+
+
+def test_a_run_whose_twin_has_finished_is_left(killer, killed):
+    """Two launches of the same at once: both begin, one is killed. The numbers are there; named, it goes on."""
+    run_id = run_json(killed).parent.name
+    code, text = killer("launch", spec_file(killed, "o2u"), "--device", "cpu", "--rerun", cwd=killed)
+    assert code == 0, text
+    code, text = killer("resume", cwd=killed)
+    said = " ".join(text.split())
+    assert code == 0 and "nothing to resume" in said
+    assert f"run {run_id} (tiny, seed 0) is left, as run " in said and f"nlt resume {run_id} goes on." in said
+    code, text = killer("resume", run_id, cwd=killed)
+    assert code == 0 and "goes on after 4 of 10 epochs" in text

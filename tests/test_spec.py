@@ -183,8 +183,11 @@ WRONG = [
     ({"data": {}}, 'x.json: data: "name" is missing'),
     ({"data": {"name": "digits", "limit": True}}, "x.json: data.limit: input should be a valid integer, not true."),
     ({"data": {"name": "digits", "classes": ["1", "1"]}}, "x.json: data.classes: a class is named twice"),
-    ({"name": "../../etc/x"}, "x.json: name: string should match pattern"),
-    ({"experiment": "a/b"}, "x.json: experiment: string should match pattern"),
+    (
+        {"name": "../../etc/x"},
+        "x.json: name: use letters, digits, blanks and . _ + -, the first one a letter or digit.",
+    ),
+    ({"experiment": "a/b"}, "x.json: experiment: use letters, digits, blanks and"),
     ({"method": {"name": "o2u", "forget_rate": 1}}, "x.json: method.forget_rate: input should be less than 1, not 1."),
     ({"method": {"name": "o2u"}}, "x.json: method.forget_rate: this key is missing"),
     (

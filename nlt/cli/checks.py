@@ -25,7 +25,7 @@ from nlt.terminal import console
 @set_option
 @friendly
 def validate(specs: tuple[str, ...], overrides: tuple[str, ...]) -> None:
-    """Check experiment files without running them.
+    """Check experiment files without running them: keys, types and values; whether the data are there a launch checks.
 
     \b
     nlt validate experiments/*.json

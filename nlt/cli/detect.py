@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
 from nlt.cli.options import (
+    FILE,
     data_root_option,
     device_option,
     friendly,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from nlt.backbones import AnyBackbone
+    from nlt.cleaning.export import Kind
     from nlt.cleaning.judge import Judged
     from nlt.data.decoding import Progress
     from nlt.features import Maker
@@ -34,17 +37,6 @@ if TYPE_CHECKING:
     from nlt.tracking import Store
 
 
-class Place(click.Path):
-    """A path; the empty text, as of a variable that is not set, is none, where Path("") would be the current folder."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path, or have click refuse it."""
-        if value == "":
-            self.fail("it is empty: name a file or folder.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-FILE = Place(path_type=Path)
 MOST_SAID = 5  # issues that are printed; the report has all
 MEASURES = (
     "rate", "rate_low", "rate_high", "accuracy", "seconds",
@@ -134,6 +126,8 @@ def detect(
     # What can be wrong is found before the work.
     check_place(out, source, given.labels_file())
     _check_apart(given, data_root, tracking_uri)
+    form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[given.kind()]
+    check_export(form, given.kind())
     check_image_size(image_size)
     trained = read_detector(detector, given)
     here = find_device(device) if trained else None
@@ -148,8 +142,6 @@ def detect(
                     trained, detector, side=image_size, data_root=data_root, device=here, seed=seed, progress=progress,
                     note=lambda sentence: tell(f"  {sentence}"),
                 )  # fmt: skip
-            form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[judged.data.kind]
-            check_export(form, judged.data.kind)
             settings = {"backbone": backbone, "weights": weights, "image_size": image_size, "review": review}
             settings |= {} if detector == "loo" else {"detector": detector}
             written = write_output(
@@ -170,7 +162,7 @@ def detect(
     quality = judged.quality(THRESHOLD)
     run_id = _track(store, source, judged, found | quality, action, out)
     if any((out / DECISIONS).glob("*.csv")):
-        warn(f"what people decided is kept, and is no part of this result: nlt apply {out} takes it in.")
+        warn(f"what people decided is kept, and is no part of this result: nlt apply {quote(str(out))} takes it in.")
     if as_json:
         say(json.dumps(found | quality | {"run_id": run_id}))
         return
@@ -224,7 +216,17 @@ class Given(NamedTuple):
         """
         from nlt.data.labelled import kind_of
 
-        return self.path is not None and kind_of(Path(os.path.expanduser(self.path))) == "list"
+        return self.path is not None and kind_of(self.path) == "list"
+
+    def kind(self) -> "Kind":
+        """Return what it is taken for.
+
+        Raises:
+            BadInput: as `is_list`.
+        """
+        from nlt.data.labelled import kind_of
+
+        return "features" if self.path is None else "list" if self.labels is not None else kind_of(self.path)
 
     def labels_file(self) -> Path | None:
         """Return the file that labels are from, if it is not the input itself."""
@@ -322,8 +324,6 @@ def _judge(
 
 def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any], action: str, out: Path) -> str | None:
     """Log what was found; a store that is away loses nothing, as all of it is in `out`."""
-    from mlflow.exceptions import MlflowException
-
     from nlt.cleaning.output import input_digest
     from nlt.tracking.detection import write_detection
 
@@ -344,8 +344,9 @@ def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any]
             [out / name for name in ("report.html", "labels.csv", "manifest.json")],
             grid if grid.is_file() else None,
         )  # fmt: skip
-    except (MlflowException, OSError) as error:
-        warn(f"MLflow has no run of it ({type(error).__name__}); all that was found is in {out}.")
+    except Exception as error:  # whatever ails MLflow, its server, or the place of its artifacts
+        why = f"{type(error).__name__}: {error}".strip().partition("\n")[0].removesuffix(".")
+        warn(f"MLflow has no run of it ({why}); all that was found is in {out}.")
         return None
 
 
@@ -362,7 +363,7 @@ def _print(judged: "Judged", found: dict[str, Any], out: Path) -> None:
     for row in judged.errors.table().head(8).itertuples():
         line = f"{row.p_wrong:5.1%} wrong  {row.id}  given {row.given_label}, suggested {row.suggested_label}"
         say(f"  {one_line(line)}")  # names of files and classes may hold what steers a terminal
-    say(f"look at them: {out / 'report.html'}  (then: nlt apply {out} decisions.csv)")
+    say(f"look at them: {out / 'report.html'}  (then: nlt apply {quote(str(out))} decisions.csv)")
     say(f"all labels: {out / 'labels.csv'}; {found['seconds']:g} s")
 
 

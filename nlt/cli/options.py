@@ -48,6 +48,21 @@ class Number(click.FloatRange):
         return number
 
 
+class Place(click.Path):
+    """A path, ~ expanded. The empty text, as of a variable that is not set, is none; Path("") is the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or have click refuse it."""
+        if value == "":
+            self.fail("it is empty: name a file or folder.", param, ctx)
+        try:
+            os.fspath(value).encode()
+        except UnicodeEncodeError:
+            self.fail("its name is not in UTF-8: rename it.", param, ctx)
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+FILE = Place(path_type=Path)
 specs_argument = click.argument("specs", nargs=-1, required=True, type=click.Path(), metavar="SPEC...")
 set_option = click.option(
     "overrides", "--set", metavar="KEY=VALUE[,VALUE...]", multiple=True,
@@ -58,7 +73,7 @@ jobs_option = click.option(
     help="Runs at a time, each in a process of its own; by default one after the other in this one.",
 )  # fmt: skip
 data_root_option = click.option(
-    "--data-root", envvar="NLT_DATA_ROOT", default="data", show_default=True, type=click.Path(path_type=Path),
+    "--data-root", envvar="NLT_DATA_ROOT", default="data", show_default=True, type=FILE,
     help="Folder of data sets and caches (NLT_DATA_ROOT).",
 )  # fmt: skip
 tracking_option = click.option(
@@ -88,7 +103,7 @@ def main() -> None:
     """Train image classifiers on noisy labels, find the wrong ones, and compare methods in MLflow.
 
     \b
-    nlt launch experiments/quickstart/*.json    four methods on digits, two minutes
+    nlt launch experiments/quickstart/*.json    four methods on digits, a minute or two
     nlt compare                                 the table of what was run
     nlt ui                                      the MLflow UI, opened on the comparison
     """

@@ -1,12 +1,17 @@
 """Commands that show what runs have found: compare, ui."""
 
+import contextlib
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import click
 
-from nlt.cli.options import friendly, main, tracking_option
+from nlt.cli.options import FILE, friendly, main, tracking_option
 from nlt.settings import BadInput
 from nlt.terminal import as_text, console
 
@@ -25,12 +30,8 @@ from nlt.terminal import as_text, console
     "kind", "--format", type=click.Choice(["table", "md", "csv", "json", "html"]), default="table", show_default=True,
     help="csv and json: unrounded, a row per method and noise; html: one page with all figures.",
 )  # fmt: skip
-@click.option(
-    "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of to the terminal."
-)
-@click.option(
-    "--figures", type=click.Path(path_type=Path), metavar="FOLDER", help="Also write each figure there, as PNG and PDF."
-)
+@click.option("--output", type=FILE, metavar="FILE", help="Write there instead of to the terminal.")
+@click.option("--figures", type=FILE, metavar="FOLDER", help="Also write each figure there, as PNG and PDF.")
 @tracking_option
 @friendly
 def compare(
@@ -83,10 +84,11 @@ def compare(
     elif kind != "table":
         click.echo(text, nl=False)
     if figures:
-        from nlt.report.plots import pdf, png
+        from nlt.report.plots import file_names, pdf, png
 
-        for comparison, group in zip(found, drawn, strict=True):
-            folder = figures / comparison.experiment if len(found) > 1 else figures
+        folders = file_names([comparison.experiment for comparison in found])
+        for name, group in zip(folders, drawn, strict=True):
+            folder = figures / name if len(found) > 1 else figures
             for drawing in group:
                 _write(folder / f"{drawing.name}.png", png(drawing))
                 _write(folder / f"{drawing.name}.pdf", pdf(drawing))
@@ -98,7 +100,10 @@ def _write(path: Path, content: bytes) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
+        if path.exists() and not path.is_file():  # a pipe, /dev/stdout: what it leads to is not to be replaced
+            path.write_bytes(content)
+        else:
+            write_whole(path, content)
     except (OSError, ValueError) as error:  # ValueError: a name that is none, as /
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"{path} cannot be written ({reason}): name another file.") from None
@@ -115,10 +120,6 @@ def ui(port: int, tracking_uri: str | None) -> None:
     nlt ui
     nlt ui --port 5001
     """
-    import contextlib
-    import signal
-    import subprocess
-
     from nlt.tracking import open_store, without_credentials
     from nlt.view import TAG, link
 
@@ -129,17 +130,15 @@ def ui(port: int, tracking_uri: str | None) -> None:
     else:
         _check_port(port)  # before links to it are told
     experiments = [e for e in store.client.search_experiments() if TAG in e.tags]
-    for experiment in experiments:
-        click.echo(f"{experiment.name}: {link(base, experiment.experiment_id)}")
-    if not experiments:
-        click.echo(f"no runs yet; the UI is at {base}")
+    links = [f"{experiment.name}: {link(base, experiment.experiment_id)}" for experiment in experiments]
+    told = "\n".join(links or [f"no runs yet; the UI is at {base}"])
     if store.uri.startswith("http"):
+        click.echo(told)
         return
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     if store.artifacts is not None:
         command += ["--default-artifact-root", str(store.artifacts)]
-    click.echo("press Ctrl-C to stop")
     more = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job workers are for GenAI and cost 250 MB each
         "PYTHONWARNINGS": "ignore",  # of MLflow's own dependencies
@@ -149,6 +148,8 @@ def ui(port: int, tracking_uri: str | None) -> None:
     server = subprocess.Popen(command, env=os.environ | more, start_new_session=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if _is_up(port, server):  # a link that is opened earlier shows an error
+            click.echo(f"{told}\npress Ctrl-C to stop")
         raise SystemExit(server.wait())
     except KeyboardInterrupt:
         pass
@@ -158,9 +159,17 @@ def ui(port: int, tracking_uri: str | None) -> None:
         server.wait()
 
 
-def _check_port(port: int) -> None:
-    import socket
+def _is_up(port: int, server: "subprocess.Popen[bytes]") -> bool:
+    """Wait until a server takes connections, and return whether it does; not if it has ended."""
+    while server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.1)
+    return False
 
+
+def _check_port(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nlt.cli.options import (
+    FILE,
     Number,
     data_root_option,
     device_option,
@@ -25,7 +26,7 @@ from nlt.settings import BadInput, brief
 from nlt.terminal import Board, Ledger, Lines, run_all, warn
 
 if TYPE_CHECKING:
-    from nlt.launcher import Options
+    from nlt.launcher import Options, Unfinished
     from nlt.tracking import Store
 
 gpus_option = click.option(
@@ -112,13 +113,11 @@ def launch(
 
 
 def _sum_up(store: "Store", sweep: str) -> None:
-    from mlflow.exceptions import MlflowException
-
     from nlt.report.summary import log_summary
 
     try:
         run_id = log_summary(store, sweep)
-    except (BadInput, MlflowException, OSError) as error:  # the runs themselves are safe
+    except Exception as error:  # whatever it is, the runs themselves are safe, and their table is still to come
         reason = str(error).strip().partition("\n")[0]
         warn(f"the sweep {sweep} has no summary ({type(error).__name__}: {reason}): the same command writes it.")
     else:
@@ -144,7 +143,7 @@ def _on_ray() -> "Callable[..., None]":
 @click.argument("run_ids", nargs=-1, metavar="[RUN_ID...]")
 @click.option("--device", default=None, help="auto, cpu, cuda or cuda:0, ...; by default where the run began.")
 @click.option(
-    "--data-root", envvar="NLT_DATA_ROOT", default=None, type=click.Path(path_type=Path),
+    "--data-root", envvar="NLT_DATA_ROOT", default=None, type=FILE,
     help="Folder of data sets and caches (NLT_DATA_ROOT); by default as the run was launched.",
 )  # fmt: skip
 @jobs_option
@@ -179,6 +178,8 @@ def resume(
         )
     for run_id in kill_orphans(store):
         warn(f"run {run_id} was killed before anything was computed and is marked KILLED; launch it again.")
+    if not run_ids:
+        wanted = [run_id for run_id in wanted if not _is_finished_elsewhere(store, found[run_id])]
     if not wanted:
         click.echo("nothing to resume")
         return
@@ -186,6 +187,25 @@ def resume(
     ledger = Ledger([Job(found[run_id].spec, found[run_id].seed, found[run_id]) for run_id in wanted], [])
     _run(ledger, Options(device, data_root, store.uri, store.runs), store, jobs)
     ledger.conclude()
+
+
+def _is_finished_elsewhere(store: "Store", unfinished: "Unfinished") -> bool:
+    """Return whether another run of the same experiment and seed is finished, and say so."""
+    from mlflow.exceptions import MlflowException
+
+    from nlt.sweep import Job
+    from nlt.sweep.plan import finished_before
+
+    try:
+        twin = finished_before(store, Job(unfinished.spec, unfinished.seed))
+    except MlflowException:  # its server is away, which keeps no run from going on
+        return False
+    if twin is None:
+        return False
+    which = f"{unfinished.spec.name}, seed {unfinished.seed}"
+    run_id = unfinished.run_id
+    warn(f"run {run_id} ({which}) is left, as run {twin.run_id} has finished the same: nlt resume {run_id} goes on.")
+    return True
 
 
 @main.command()

@@ -56,7 +56,8 @@ def list_images(top: Path, recursive: bool) -> Listing:
             entries = sorted((entry.name, entry.is_dir()) for entry in found if not _is_debris(entry.name))
     except OSError as error:
         raise BadInput(
-            f"data.path: cannot read {top} ({reason(error)}): name a folder with train/CLASS/* and test/CLASS/*"
+            f"data.path: cannot read {top} ({reason(error)}): name a folder with CLASS/*, or with train/CLASS/* and "
+            "test/CLASS/*"
         ) from error
     folders = [name for name, is_folder in entries if is_folder]
     skipped: Counter[str] = Counter()

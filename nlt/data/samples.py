@@ -118,8 +118,7 @@ def split_test(
     """
     order, labels_N = _permutation(len(train), seed, TEST_STREAM), train.labels_N.numpy()
     is_test_N = np.zeros(len(train), dtype=bool)
-    for k, name in enumerate(names):
-        rows = order[labels_N[order] == k]
+    for name, rows in zip(names, _by_class(order, labels_N, len(names)), strict=True):
         n = int(fraction * len(rows) + 0.5)
         if not 0 < n < len(rows) and (wanted is None or name in wanted):
             mend = f"set it between {1 / len(rows):.3g} and {1 - 1 / len(rows):.3g}, " if len(rows) > 1 else ""
@@ -229,7 +228,7 @@ def _limited(samples: Samples, names: tuple[str, ...], limit: int, seed: int) ->
         mend = f"set data.limit to at most {largest}" if largest >= 2 else "leave data.limit out"
         raise BadInput(f"data.limit {limit} needs {need_K[k]} images of {names[k]!r}, which has {have_K[k]}: {mend}")
     order = _permutation(len(samples), seed, LIMIT_STREAM)
-    rows = np.concatenate([order[labels_N[order] == k][: need_K[k]] for k in range(K)])
+    rows = np.concatenate([rows[:n] for rows, n in zip(_by_class(order, labels_N, K), need_K, strict=True)])
     return samples.take(torch.from_numpy(np.sort(rows)))
 
 
@@ -245,12 +244,18 @@ def long_tailed(samples: Samples, names: tuple[str, ...], imbalance: float, seed
     n_max = int(np.bincount(labels_N, minlength=K).max())
     order = _permutation(len(samples), seed, TAIL_STREAM)
     kept = []
-    for k, name in enumerate(names):
-        rows = order[labels_N[order] == k][: int(n_max * imbalance ** (-k / (K - 1)) + 0.5)]
+    for k, (name, rows) in enumerate(zip(names, _by_class(order, labels_N, K), strict=True)):
+        rows = rows[: int(n_max * imbalance ** (-k / (K - 1)) + 0.5)]
         if not len(rows):
             raise BadInput(f"data.imbalance {imbalance:g} leaves no training image of {brief(name)}: set a smaller one")
         kept.append(rows)
     return samples.take(torch.from_numpy(np.sort(np.concatenate(kept))))
+
+
+def _by_class(order_N: NDArray[np.int64], labels_N: NDArray[np.int64], K: int) -> list[NDArray[np.int64]]:
+    """The rows given each of K labels, in the order of `order_N`."""
+    sorted_N = order_N[labels_N[order_N].argsort(kind="stable")]
+    return np.split(sorted_N, np.bincount(labels_N, minlength=K).cumsum()[:-1])
 
 
 def _permutation(n: int, seed: int, stream: int) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from nlt.report.curves import Curve, Losses, Panel
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 8,
+    "text.parse_math": False,  # runs and methods are called as users call them, with dollars in it, too
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
     "axes.spines.top": False,
@@ -103,12 +104,19 @@ def drawings(comparison: Comparison, panels: list[Panel]) -> list[Drawing]:
         apart = comparison.many_noises
         together = [[panel] for panel in detecting] if apart else [detecting]
         with_losses = [panel for panel in panels if panel.losses]
+        called = dict(
+            zip((panel.noise for panel in panels), file_names([panel.noise for panel in panels]), strict=True)
+        )
         result = [
             _ranks(comparison),
             _accuracy(panels, style),
             _remaining(panels, style),
-            *(_detection(group, step, apart) for step, group in enumerate(together, 1) if group),
-            *(_losses(panel, step) for step, panel in enumerate(with_losses, 1)),
+            *(
+                _detection(group, step, f"detection_{called[group[0].noise]}" if apart else "detection", apart)
+                for step, group in enumerate(together, 1)
+                if group
+            ),
+            *(_losses(panel, step, f"losses_{called[panel.noise]}") for step, panel in enumerate(with_losses, 1)),
         ]
     return [drawing for drawing in result if drawing is not None]
 
@@ -175,7 +183,7 @@ def _accuracy(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:
     return Drawing("accuracy", "summary/accuracy", 1, figure, caption)
 
 
-def _detection(panels: list[Panel], step: int, apart: bool) -> Drawing:
+def _detection(panels: list[Panel], step: int, name: str, apart: bool) -> Drawing:
     """Draw all panels in one figure, or where each has one of its own (`apart`) the only one."""
     shown = [(panel.noise, detection) for panel in panels for detection in panel.detections]
     columns = min(len(shown), COLUMNS)
@@ -212,11 +220,8 @@ def _detection(panels: list[Panel], step: int, apart: bool) -> Drawing:
         "Learning rate (above) and mean loss of the samples that the last mask removes and keeps (below), over the "
         f"epochs that detect wrong labels, {_over(curves)}"
     )
-    if not apart:
-        return Drawing("detection", "summary/detection", step, figure, caption)
-    noise = panels[0].noise
-    words = f"Learning rate, losses of removed and kept samples, {noise_title(noise)}"
-    return Drawing(_named("detection", noise), "summary/detection", step, figure, caption, words)
+    words = f"Learning rate, losses of removed and kept samples, {noise_title(panels[0].noise)}" if apart else ""
+    return Drawing(name, "summary/detection", step, figure, caption, words)
 
 
 def _remaining(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:
@@ -250,7 +255,7 @@ def _remaining(panels: list[Panel], style: dict[str, Line]) -> Drawing | None:
     return Drawing("remaining", "summary/remaining_noise", 1, figure, caption)
 
 
-def _losses(panel: Panel, step: int) -> Drawing:
+def _losses(panel: Panel, step: int, name: str) -> Drawing:
     rows, columns = len(panel.losses), max(len(row.steps) for row in panel.losses)
     figure = Figure(figsize=(PANEL_INCHES * 2.1, 0.55 + 1.25 * rows))
     FigureCanvasAgg(figure)
@@ -284,7 +289,7 @@ def _losses(panel: Panel, step: int) -> Drawing:
         "within a stage of a method."
     )
     words = f"Training samples by loss, {noise_title(panel.noise)}"
-    return Drawing(_named("losses", panel.noise), "summary/losses", step, figure, caption, words)
+    return Drawing(name, "summary/losses", step, figure, caption, words)
 
 
 def axis_tops(row: Losses) -> list[float]:
@@ -360,8 +365,14 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
         legend.remove()
 
 
-def _named(kind: str, noise: str) -> str:
-    return f"{kind}_{re.sub(r'[^A-Za-z0-9.]+', '_', noise)}"
+def file_names(names: Sequence[str]) -> list[str]:
+    """Return a name for a file or folder for each, all different and none of them leading elsewhere."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "_"
+        others = (plain, *(f"{plain}_{i}" for i in range(2, len(names) + 1)))
+        found.append(next(other for other in others if other not in found))
+    return found
 
 
 def _joined(labels: list[str]) -> str:
