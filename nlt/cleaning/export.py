@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,11 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from nlt.data.decoding import enable_heif, open_upright
+from nlt.data.listing import HEIF_SUFFIXES
+from nlt.data.samples import reason
 from nlt.settings import BadInput
 
 Export = Literal["folder", "csv", "npz", "labelstudio"]
@@ -193,42 +196,59 @@ def label_column(rows: pd.DataFrame, given: Sequence[str]) -> int:
 def write_npz(file: Path, clean: Clean) -> None:
     """Write arrays as nlt's npz data set has them: {train,test,val}_images, {...}_labels, class_names.
 
-    Images of files are RGB, and squares of `SIDE` pixels unless all have one size.
+    Images of files are RGB, with the pixels that were judged, and squares of `SIDE` pixels unless all have one size.
+
+    Raises:
+        BadInput: a file can no longer be read.
     """
     place = {name: k for k, name in enumerate(clean.classes)}
     labels, splits = list(clean.table["label"]), np.array([split or "train" for split in clean.splits])
-    size = _common_size(clean) if clean.pixels_NCHW is None else None
+    shape, pixels_HWC = _pixels(clean)
     arrays: dict[str, NDArray[Any]] = {}
     for split in sorted(set(splits)):
-        kept = [row for row in np.flatnonzero(splits == split) if labels[row]]
-        if clean.pixels_NCHW is not None:
-            images_NHWC = clean.pixels_NCHW[kept].transpose(0, 2, 3, 1)
-        else:
-            found = [_decode(clean.source / clean.names[row], size) for row in kept]
-            images_NHWC = np.stack(found) if found else np.zeros((0, SIDE, SIDE, 3), np.uint8)
-        arrays[f"{split}_images"] = np.ascontiguousarray(images_NHWC)
+        kept = [row for row in np.flatnonzero(splits == split).tolist() if labels[row]]
+        images_NHWC = np.empty((len(kept), *shape), np.uint8)  # filled one by one: they may take half the memory
+        for i, row in enumerate(kept):
+            images_NHWC[i] = pixels_HWC(row)
+        arrays[f"{split}_images"] = images_NHWC
         arrays[f"{split}_labels"] = np.array([place[labels[row]] for row in kept], dtype=np.int64)
     arrays["class_names"] = np.array(clean.classes)
     with file.open("wb") as opened:
         np.savez(opened, allow_pickle=False, **arrays)
 
 
-def _common_size(clean: Clean) -> tuple[int, int] | None:
-    """(width, height) of all images that stay, or None where they differ."""
-    sizes = set()
-    for name, label in zip(clean.names, clean.table["label"], strict=True):
-        if label:
-            with Image.open(clean.source / name) as image:
-                sizes.add(ImageOps.exif_transpose(image).size)
-            if len(sizes) > 1:
-                return (SIDE, SIDE)
-    return None
+def _pixels(clean: Clean) -> tuple[tuple[int, int, int], Callable[[int], NDArray[np.uint8]]]:
+    """(height, width, channels) of every image, and what reads that of a row."""
+    if (pixels_NCHW := clean.pixels_NCHW) is not None:
+        _, C, H, W = pixels_NCHW.shape
+        return (H, W, C), lambda row: pixels_NCHW[row].transpose(1, 2, 0)
+    files = [clean.source / name for name in clean.names]
+    if heif := next((file for file in files if file.suffix.lower() in HEIF_SUFFIXES), None):
+        enable_heif(heif)
+    sizes: set[tuple[int, int]] = set()
+    for file, label in zip(files, clean.table["label"], strict=True):
+        if label and len(sizes) < 2:
+            sizes.add(_open(file).size)
+    W, H = size = sizes.pop() if len(sizes) == 1 else (SIDE, SIDE)
+
+    def resized(row: int) -> NDArray[np.uint8]:
+        image = _open(files[row])
+        return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+
+    return (H, W, 3), resized
 
 
-def _decode(file: Path, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    with Image.open(file) as image:
-        turned = ImageOps.exif_transpose(image).convert("RGB")
-    return np.asarray(turned if size is None else turned.resize(size, Image.Resampling.BICUBIC))
+def _open(file: Path) -> Image.Image:
+    """The upright image of a file, in the pixels that were judged; BadInput where there is none any more."""
+    try:
+        image = open_upright(file, file.read_bytes(), "by mode")
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read any more ({reason(error)}): put it back and try again") from error
+    except MemoryError:
+        raise BadInput(f"{file} cannot be decoded for want of memory: replace or remove it") from None
+    if isinstance(image, str):
+        raise BadInput(f"{file} cannot be decoded any more ({image}): put it back and try again")
+    return image
 
 
 def write_labelstudio(into: Path, clean: Clean) -> None:
