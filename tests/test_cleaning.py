@@ -401,11 +401,33 @@ def test_what_is_not_ours_is_never_written_over(data, tmp_path, place):
     assert tree(tmp_path) == before and not list(tmp_path.glob(".*"))
 
 
+def test_where_one_stands_is_not_replaced(data, out, monkeypatch):
+    write_output(out, data, judged(data))
+    before = tree(out)
+    monkeypatch.chdir(out / "detected")
+    for place in ("..", out):
+        with pytest.raises(BadInput) as error:
+            write_output(Path(place), data, judged(data))
+        assert_one_sentence(str(error.value), f"--out {place} holds the working directory")
+    assert tree(out) == before
+
+
 def test_an_output_of_another_data_set_is_not_replaced(data, out, tmp_path):
     write_output(out, data, judged(data))
     other = folder(tmp_path / "others", PATHS)
     with pytest.raises(BadInput, match="holds the result of .*photos, not of .*others"):
         write_output(out, other, judged(other))
+
+
+def test_labels_of_folders_and_of_a_file_do_not_replace_each_other(data, out, tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    listed = replace(data, labels=tmp_path / "labels.csv")
+    write_output(out, data, judged(data))
+    with pytest.raises(BadInput, match=r"holds the result of labels in the folders, not of .*labels\.csv"):
+        write_output(out, listed, judged(listed))
+    write_output(tmp_path / "other", listed, judged(listed))
+    with pytest.raises(BadInput, match=r"holds the result of .*labels\.csv, not of labels in the folders"):
+        write_output(tmp_path / "other", data, judged(data))
 
 
 def test_ours_is_replaced_and_what_people_put_there_stays(data, out):
@@ -420,6 +442,17 @@ def test_ours_is_replaced_and_what_people_put_there_stays(data, out):
     assert (out / "notes" / "mine.txt").read_text() == "mine"
     assert (out / "clean.csv").exists() and not (out / "clean").exists()
     assert not list(out.parent.glob(".*"))
+
+
+def test_hidden_files_of_people_stay_too(data, out):
+    write_output(out, data, judged(data))
+    (out / ".git").mkdir()
+    (out / ".git" / "config").write_text("[core]")
+    (out / ".notes.txt").write_text("mine")
+    (out / "decisions" / ".ann.csv").write_text("path,decision\n")
+    write_output(out, data, judged(data), export="csv")
+    kept = tree(out)
+    assert (kept[".git/config"], kept[".notes.txt"]) == (b"[core]", b"mine") and "decisions/.ann.csv" in kept
 
 
 def test_decisions_are_there_at_the_moment_of_the_swap(data, out, monkeypatch):
@@ -459,6 +492,36 @@ def test_two_cannot_write_one_output_at_a_time(data, out):
     with built(out), pytest.raises(BadInput, match="is being written by another nlt"), built(out):
         pass
     assert out.is_dir()
+
+
+def test_nobody_gets_at_the_old_one_while_it_is_cleared(data, out, monkeypatch):
+    write_output(out, data, judged(data))
+    swap = nlt.cleaning.folder._swap
+
+    def swap_and_try(part: Path, place: Path) -> None:
+        swap(part, place)
+        with pytest.raises(BadInput, match="is being written by another nlt"), built(out):
+            pass
+
+    monkeypatch.setattr("nlt.cleaning.folder._swap", swap_and_try)
+    write_output(out, data, judged(data), export="csv")
+    assert (out / "clean.csv").exists() and not list(out.parent.glob(".*"))
+
+
+def test_who_begins_when_the_first_one_has_its_place_keeps_what_he_writes(out, monkeypatch):
+    swap, second = nlt.cleaning.folder._swap, built(out)
+
+    def swap_and_begin(part: Path, place: Path) -> None:
+        swap(part, place)
+        monkeypatch.setattr("nlt.cleaning.folder._swap", swap)
+        (second.__enter__() / "labels.csv").write_text("second")
+
+    monkeypatch.setattr("nlt.cleaning.folder._swap", swap_and_begin)
+    with built(out) as part:
+        (part / "labels.csv").write_text("first")
+    assert tree(out) == {"labels.csv": b"first"}
+    second.__exit__(None, None, None)
+    assert tree(out) == {"labels.csv": b"second"} and not list(out.parent.glob(".*"))
 
 
 def test_without_an_exchange_of_names_two_steps_do_it(data, out, monkeypatch):
