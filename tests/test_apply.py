@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,27 @@ def test_a_page_without_a_place_for_decisions_stays_as_it_is(out, tmp_path):
     before = page.read_text()
     apply(out, [decisions_csv(tmp_path / "first.csv", lines(cat0="keep"))])
     assert page.read_text() == before
+
+
+def test_what_is_read_is_still_there_when_the_new_one_takes_its_place(data, out, tmp_path, monkeypatch):
+    """Hashing many files takes minutes; another decision was lost, and another detection half of it, in these."""
+    module, refused = sys.modules["nlt.cleaning.apply"], []
+    check = module._check_files
+
+    def meanwhile(*args: Any) -> None:
+        monkeypatch.setattr(module, "_check_files", check)
+        for other in (
+            lambda: apply(out, [decisions_csv(tmp_path / "ann.csv", lines(cat1="keep"))]),
+            lambda: write_output(out, data, judged(data, {"dog/5.png": "cat"}), sample=8),
+        ):
+            with pytest.raises(BadInput, match="is being written by another nlt") as error:
+                other()
+            refused.append(error)
+        check(*args)
+
+    monkeypatch.setattr(module, "_check_files", meanwhile)
+    assert apply(out, [decisions_csv(tmp_path / "bob.csv", lines(cat0="keep"))]).decided == 1
+    assert len(refused) == 2 and apply(out, [tmp_path / "ann.csv"]).decided == 2
 
 
 def test_several_people_are_merged_and_what_they_disagree_in_is_listed(out, tmp_path):
@@ -340,6 +363,20 @@ def test_a_folder_that_is_none_of_ours_or_changed_is_refused(data, out, tmp_path
     (out / "manifest.json").write_text("{")
     with pytest.raises(BadInput, match="damaged"):
         apply(out, [file])
+
+
+@pytest.mark.parametrize("place", [".", "..", "link"])
+def test_an_output_is_applied_to_whatever_it_is_called(out, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(out / "clean" if place == ".." else out if place == "." else tmp_path)
+    (tmp_path / "link").symlink_to(out)
+    file = decisions_csv(tmp_path / "d.csv", lines(cat0="keep"))
+    assert apply(Path(place), [file]).decided == 1
+    if place != "link":
+        with pytest.raises(BadInput, match="the working directory is no longer there"):
+            apply(Path(place), [file])
+    os.chdir(tmp_path)
+    assert labels(out)["cat/0.png"] == "cat" and (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "photos.nlt", "link", "d.csv"}
 
 
 # ---- the rate ----

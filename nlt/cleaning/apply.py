@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nlt.cleaning.decide import final_labels, numbers
 from nlt.cleaning.decisions import Decision, Found, content_name, merge, read_decisions, read_file
-from nlt.cleaning.folder import DECISIONS, built, read_manifest
+from nlt.cleaning.folder import DECISIONS, built, read_manifest, real_place
 from nlt.cleaning.output import result_digest, write_result
 from nlt.cleaning.page import with_review
 from nlt.cleaning.sample import Estimate, Sample, estimate_rate
@@ -58,31 +58,39 @@ def apply(out: Path, decisions: Sequence[Path] = ()) -> Applied:
     Raises:
         BadInput: no output folder, no decisions, a file with a line that does not fit, images that have changed since.
     """
-    manifest = read_manifest(out)
-    table, rows, sample, source = _read_result(out, manifest)
-    found = Found.of(table, manifest["result"], manifest["classes"])
-    contents = {content_name(content): content for content in map(read_file, decisions)}
-    taken = [decision for file in decisions for decision in read_decisions(file, found)]
-    carried = sorted(file for file in (out / DECISIONS).glob("*.csv") if content_name(read_file(file)) not in contents)
-    earlier = [decision for file in carried for decision in read_decisions(file, found, carried=True)]
-    if not decisions and not carried:
-        raise BadInput(f"{out} has no decisions yet: review {out / 'report.html'} and name the file that it downloads")
-    agreed, open_ = merge([*earlier, *taken])
-    decided = decide_anew(table, agreed, open_, manifest["action"])
-    applied = _summary(out, decided, table, agreed, open_, sample, [*earlier, *taken])
-    if manifest["kind"] in ("folder", "list"):
-        _check_files(source, decided)
-    pixels_NCHW = _read_pixels(source, table) if manifest["kind"] == "npz" else None
-    reviewed = {key: value for key, value in asdict(applied).items() if key != "folder"}
-    with built(out) as part:
+    out = real_place(out)
+    read_manifest(out)  # BadInput before anything is made beside what is none of ours
+    given = [(file, read_file(file)) for file in decisions]
+    contents = {content_name(content): content for _, content in given}
+    with built(out) as part:  # nobody else writes there between what is read and what is written
+        manifest = read_manifest(out)
+        table, rows, sample, source = _read_result(out, manifest)
+        found = Found.of(table, manifest["result"], manifest["classes"])
+        taken = [decision for file, content in given for decision in read_decisions(file, content, found)]
+        there = [(file, read_file(file)) for file in sorted((out / DECISIONS).glob("*.csv"))]
+        carried = [(file, content) for file, content in there if content_name(content) not in contents]
+        earlier = [
+            decision for file, content in carried for decision in read_decisions(file, content, found, carried=True)
+        ]
+        if not decisions and not carried:
+            raise BadInput(
+                f"{out} has no decisions yet: review {out / 'report.html'} and name the file that it downloads"
+            )
+        agreed, open_ = merge([*earlier, *taken])
+        decided = decide_anew(table, agreed, open_, manifest["action"])
+        applied = _summary(out, decided, table, agreed, open_, sample, [*earlier, *taken])
+        if manifest["kind"] in ("folder", "list"):
+            _check_files(source, decided)
+        pixels_NCHW = _read_pixels(source, table) if manifest["kind"] == "npz" else None
+        reviewed = {key: value for key, value in asdict(applied).items() if key != "folder"}
         for name in ("worst.png", "detected"):
             _link(out / name, part / name)
         if (page := out / "report.html").is_file():
             text = with_review(page.read_text(encoding="utf-8"), applied)
             (part / "report.html").write_text(text, encoding="utf-8")
         (part / DECISIONS).mkdir()
-        for file in carried:
-            (part / DECISIONS / file.name).write_bytes(read_file(file))
+        for file, content in carried:
+            (part / DECISIONS / file.name).write_bytes(content)
         for name, content in contents.items():
             (part / DECISIONS / f"{name}.csv").write_bytes(content)
         if open_:
