@@ -1,5 +1,6 @@
 """Decisions in: merged, never lost, never doubled; the rate by Horvitz and Thompson, by hand and by simulation."""
 
+import csv
 import json
 import math
 import os
@@ -240,12 +241,35 @@ def test_a_table_keeps_its_columns_whatever_they_are_called(tmp_path):
     one = folder(top, ["a/1.png", "b/1.png"])
     columns = ["path", "kind", "site", "site", ""]
     rows = pd.DataFrame([["a/1.png", "cat", "01", "NA", "x"], ["b/1.png", "dog", "", "1.0", '"\n']], columns=columns)
-    data = Labelled(top, "list", ("cat", "dog"), np.array([0, 1]), tuple(rows["path"]), one.sums, rows=rows)
+    data = Labelled(
+        top, "list", ("cat", "dog"), np.array([0, 1]), tuple(rows["path"]), one.sums, rows=rows, label_column=1
+    )
     write_output(tmp_path / "out", data, judged(data), export="csv")
     before = (tmp_path / "out/clean.csv").read_text()
     told = [{"path": "a/1.png", "decision": "relabel", "label": "dog"}]
     apply(tmp_path / "out", [decisions_csv(tmp_path / "d.csv", told)])
     assert (tmp_path / "out/clean.csv").read_text() == before.replace("1.png,cat", "1.png,dog") != before
+
+
+def test_a_carriage_return_is_a_sign_like_any_other(tmp_path):
+    """Python 3.11 leaves it bare, and a bare one ends the line."""
+    one = folder(tmp_path / "photos", ["a/1\r.png", "a/2.png", "b/1.png"])
+    columns = ["file", "kind", "a\rnote"]
+    lines = [["a/1\r.png", "cat", "x"], ["a/2.png", "cat", "\r"], ["b/1.png", "dog", "x\r\ny"]]
+    rows = pd.DataFrame(lines, columns=columns)
+    data = Labelled(one.source, "list", ("cat", "dog"), np.array([0, 0, 1]), one.names, one.sums, rows=rows,
+                    label_column=1)  # fmt: skip
+    out = tmp_path / "out"
+    write_output(out, data, judged(data), export="csv")
+    for reviewer, label in (("ann", "dog"), ("bob", "cat")):
+        told = {"path": "a/1\r.png", "decision": "relabel", "label": label, "reviewer": reviewer}
+        pd.DataFrame([told]).to_csv(tmp_path / "d.csv", index=False, quoting=csv.QUOTE_ALL)
+        apply(out, [tmp_path / "d.csv"])
+        first = [["a/1\r.png", "dog", "x"]] if reviewer == "ann" else []  # people disagree
+        with (out / "clean.csv").open(newline="") as opened:
+            assert list(csv.reader(opened)) == [columns, *first, *lines[1:]]
+    with (out / "disagreements.csv").open(newline="") as opened:
+        assert [line[0] for line in csv.reader(opened)] == ["path", "a/1\r.png", "a/1\r.png"]
 
 
 def test_an_npz_is_read_again_and_must_be_the_same(tmp_path):

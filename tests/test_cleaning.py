@@ -93,6 +93,17 @@ def test_where_all_labels_of_a_conflict_are_flagged_none_wins(data):
     assert by_name(table, "label")["cat/2.png"] == by_name(table, "label")["dog/2.png"] == "owl"
 
 
+def test_of_copies_one_stays_though_another_label_is_as_probable_as_its_own(data):
+    """A trained ranking leaves 1/2 to what it does not flag: with two classes the first one is suggested."""
+    for row, name in ((4, "dog/2.png"), (3, "dog/1.png")):
+        errors = judged(data, {"cat/2.png": "dog"}, {"cat/2.png": 0.6, "dog/1.png": 0.5, "dog/2.png": 0.5})
+        errors.suggested_N[row] = 0
+        table = decide(data, errors, [Issue("duplicate_conflict", (1, 3, 4), "")])
+        kept = by_name(table, "decision")
+        assert (kept["cat/2.png"], kept["dog/1.png"], kept["dog/2.png"]) == ("remove", "keep", "keep")
+        assert by_name(table, "suggested_label")[name] == "dog"
+
+
 def test_unreadable_files_are_listed_last_and_removed(data):
     table = decide(replace(data, left_out=(("cat/bad.png", "truncated", "cat"),)), judged(data), [])
     last = table.iloc[-1]
@@ -182,6 +193,18 @@ def test_the_clean_folder_keeps_every_file_even_where_names_meet(data, out):
     assert not (out / "clean/owl").exists()
 
 
+def test_the_clean_folder_takes_folders_called_like_files_and_names_of_any_length(tmp_path):
+    long = "x" * 245 + ".png"
+    paths = ["cat/x.png", f"cat/{long}", "cat/y.png/1.png", "cat/z.png", "dog/x.png/1.png", f"dog/{long}", "dog/y.png"]
+    data = folder(tmp_path / "photos", paths)
+    suggested = {"cat/x.png": "dog", f"cat/{long}": "dog", "cat/y.png/1.png": "dog"}
+    write_output(tmp_path / "out", data, judged(data, suggested), action="relabel")
+    assert set(tree(tmp_path / "out/clean")) == {
+        "cat/z.png", "dog/x.png/1.png", f"dog/{long}", "dog/y.png",
+        "dog/x-from-cat.png", f"dog/{'x' * 242}-from-cat.png", "dog/y-from-cat.png/1.png",
+    }  # fmt: skip
+
+
 def picture_of(number: int) -> bytes:
     buffer = io.BytesIO()
     picture(number).save(buffer, "PNG")
@@ -231,7 +254,7 @@ def listed(tmp_path: Path) -> Labelled:
         {"id": ["007", "008", "009"], "target": ["cat ", "up/down", "cat"], "file": paths, "note": ['x,"y"', "", "z"]}
     )
     sums = tuple(hashlib.sha256((top / path).read_bytes()).digest() for path in paths)
-    return Labelled(top, "list", ("cat", "up/down"), np.array([0, 1, 0]), tuple(paths), sums, rows=rows)
+    return Labelled(top, "list", ("cat", "up/down"), np.array([0, 1, 0]), tuple(paths), sums, rows=rows, label_column=1)
 
 
 def test_the_csv_keeps_the_users_rows_and_columns(tmp_path):
@@ -242,6 +265,16 @@ def test_the_csv_keeps_the_users_rows_and_columns(tmp_path):
     write_output(tmp_path / "out", data, judged(data, {"b/1.png": "up/down"}), action="remove", export="csv")
     assert list(pd.read_csv(tmp_path / "out/clean.csv", dtype=str)["id"]) == ["007", "008"]
     assert not (tmp_path / "out/clean").exists()
+
+
+def test_the_column_that_was_read_is_the_one_that_is_corrected(tmp_path):
+    write_images(tmp_path / "photos", ["1.png", "2.png", "3.png"])
+    text = "path,original,Label\n1.png,cat,cat\n2.png,cat,cat\n3.png,dog,dog\n"
+    (tmp_path / "labels.csv").write_text(text)
+    data = read_labelled(tmp_path / "photos", tmp_path / "labels.csv")
+    write_output(tmp_path / "out", data, judged(data, {"1.png": "dog"}), action="relabel", export="csv")
+    assert (tmp_path / "out/clean.csv").read_text() == text.replace("1.png,cat,cat", "1.png,cat,dog")
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["label_column"] == 2
 
 
 def test_a_list_becomes_folders_though_its_classes_are_no_folder_names(tmp_path):
@@ -355,6 +388,8 @@ def test_label_studio_gets_tasks_with_predictions(data, out):
         {"model_version": "nlt", "score": 0.9, "result": [
             {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ['d"o<g']}}]}
     ]  # fmt: skip
+    text = (out / "labelstudio.json").read_text()
+    assert text == json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
     from xml.etree import ElementTree
 
     choices = ElementTree.parse(out / "labelstudio.xml").findall(".//Choice")

@@ -1,8 +1,6 @@
 """Decisions in: the clean data set written anew, the rate from the random sample, how often suggestions were right."""
 
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from nlt.cleaning.decide import final_labels, numbers
 from nlt.cleaning.decisions import Decision, Found, content_name, merge, read_decisions, read_file
+from nlt.cleaning.export import table_bytes
 from nlt.cleaning.folder import DECISIONS, built, read_manifest, real_place
 from nlt.cleaning.output import result_digest, write_result
 from nlt.cleaning.page import with_review
@@ -183,9 +182,9 @@ def _read_result(out: Path, manifest: Mapping[str, Any]) -> tuple[pd.DataFrame, 
         whole = result_digest(table, manifest["classes"], drawn["names"]) == manifest["result"]
         rows = out / "detected" / "rows.csv"
         given = _read_rows(rows) if rows.is_file() else None
-        whole &= (
-            manifest["kind"] in ("folder", "list", "npz", "features") and "action" in manifest and "export" in manifest
-        )
+        whole &= manifest["kind"] in ("folder", "list", "npz", "features")
+        whole &= "action" in manifest and "export" in manifest
+        whole &= given is None or manifest.get("label_column") in range(given.shape[1])
         source = Path(os.path.normpath(os.path.join(os.path.realpath(out), manifest["source"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{out} is damaged ({file.name} of detected/ or the manifest): run nlt detect again") from error
@@ -237,17 +236,13 @@ def _link(old: Path, new: Path) -> None:
 
 
 def _disagreements(open_: Mapping[int, list[Decision]], table: pd.DataFrame) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [table.columns[0], "given_label", "suggested_label", "reviewer", "decision", "label", "file", "line"]
-    )
-    for row, people in open_.items():
-        line = table.loc[row]
-        for said in people:
-            about = (line.iloc[0], line["given_label"], line["suggested_label"])
-            writer.writerow([*about, said.reviewer, said.decision, said.label, said.file, said.line])
-    return text.getvalue().encode()
+    columns = [table.columns[0], "given_label", "suggested_label"]
+    told = [
+        [*table.loc[row, columns], said.reviewer, said.decision, said.label, said.file, said.line]
+        for row, people in open_.items()
+        for said in people
+    ]
+    return table_bytes(pd.DataFrame(told, columns=[*columns, "reviewer", "decision", "label", "file", "line"]))
 
 
 def _rounded(value: Any) -> Any:

@@ -3,6 +3,7 @@
 Legend: N samples, K classes, S pixels on a side.
 """
 
+import csv
 import errno
 import json
 import os
@@ -28,7 +29,7 @@ from nlt.settings import BadInput
 Export = Literal["folder", "csv", "npz", "labelstudio"]
 Kind = Literal["folder", "list", "npz", "features"]
 SIDE = 224  # of images in an npz where they are not all of one size
-LONGEST = 200  # bytes of a folder's name; file systems take 255
+LONGEST, MOST = 200, 255  # bytes of a class's folder, where a suffix is still to follow; of any name on a file system
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Clean:
     """The user's own table, of a CSV, in the same order."""
     pixels_NCHW: NDArray[np.uint8] | None
     """Of an npz."""
+    label_column: int | None = None
+    """Which column of `rows` the labels are from."""
 
     @cached_property
     def names(self) -> list[str]:
@@ -96,7 +99,7 @@ def write_folder(top: Path, clean: Clean) -> dict[str, str]:
     labels, given = list(clean.table["label"]), list(clean.table["given_label"])
     kept = [row for row, label in enumerate(labels) if label]
     kept.sort(key=lambda row: labels[row] != given[row])  # who stays keeps its name; stable
-    taken: set[str] = set()
+    taken: dict[str, bool] = {}
     width = len(str(len(labels)))
     top.mkdir()
     for row in kept:
@@ -146,15 +149,30 @@ def _place(clean: Clean, row: int, width: int) -> tuple[str, str]:
     return (parts[0], "/".join(parts[2:])) if split else ("", "/".join(parts[1:]))
 
 
-def _free(target: str, origin: str, taken: set[str]) -> str:
-    """A path that nothing has yet; file systems that do not tell case apart are heeded."""
-    stem, suffix = os.path.splitext(target)
-    path, number = target, 1
-    while path.casefold() in taken:
-        path = f"{stem}-from-{origin}{f'-{number}' if number > 1 else ''}{suffix}"
-        number += 1
-    taken.add(path.casefold())
+def _free(target: str, origin: str, taken: dict[str, bool]) -> str:
+    """A path that nothing has yet, in folders that are no files; file systems that do not tell case apart are heeded.
+
+    `taken`, path -> whether it is a folder, learns of it.
+    """
+    *folders, name = target.split("/")
+    head = ""
+    for folder in folders:
+        head += _unlike(head, folder, origin, taken, (None, True)) + "/"
+        taken[head[:-1].casefold()] = True
+    path = head + _unlike(head, name, origin, taken, (None,))
+    taken[path.casefold()] = False
     return path
+
+
+def _unlike(head: str, name: str, origin: str, taken: dict[str, bool], free: tuple[bool | None, ...]) -> str:
+    """The name, or one made of it, of at most `MOST` bytes, for which `taken` says what is `free`."""
+    stem, suffix = os.path.splitext(name)
+    new, number = name, 1
+    while taken.get((head + new).casefold()) not in free:
+        end = f"-from-{origin}{f'-{number}' if number > 1 else ''}{suffix}"
+        new = os.fsencode(stem)[: max(0, MOST - len(os.fsencode(end)))].decode(errors="ignore") + end
+        number += 1
+    return new
 
 
 def _link(source: Path, target: Path) -> None:
@@ -177,20 +195,26 @@ def write_csv(file: Path, clean: Clean) -> None:
         frame = clean.table[[clean.table.columns[0], *(["split"] if "split" in clean.table else [])]].copy()
         frame["label"] = labels
     else:
+        assert clean.label_column is not None
         frame = clean.rows.copy()
-        column = label_column(clean.rows, list(clean.table["given_label"]))
         changed = (clean.table["label"] != clean.table["given_label"]).to_numpy() & keep
-        old = frame.iloc[:, column].astype(object)
-        frame.isetitem(column, old.where(~changed, labels))  # what is not changed stays as written
-    frame[keep].to_csv(file, index=False, lineterminator="\n")
+        old = frame.iloc[:, clean.label_column].astype(object)
+        frame.isetitem(clean.label_column, old.where(~changed, labels))  # what is not changed stays as written
+    file.write_bytes(table_bytes(frame[keep]))
 
 
-def label_column(rows: pd.DataFrame, given: Sequence[str]) -> int:
-    """Return which column of a user's table holds the given labels: the one that agrees with them most often."""
-    wanted = np.array(given, dtype=object)
-    columns = [rows.iloc[:, i].astype(str) for i in range(rows.shape[1])]
-    agree = [((column.to_numpy() == wanted) | (column.str.strip().to_numpy() == wanted)).sum() for column in columns]
-    return max(range(len(agree)), key=lambda i: (agree[i], rows.columns[i] == "label", -i))
+def table_bytes(table: pd.DataFrame, with_rows: bool = False) -> bytes:
+    """Return a table as CSV, numbers with six digits; with the sample's row in the input as the first column.
+
+    Where a text holds \\r all are quoted: up to Python 3.12 it stands bare else, and ends the line for who reads it.
+    """
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        text: str = table.to_csv(
+            index=with_rows, index_label="row", float_format="%.6f", lineterminator="\n", quoting=quoting
+        )
+        if "\r" not in text:
+            break
+    return text.encode()
 
 
 def write_npz(file: Path, clean: Clean) -> None:
@@ -257,29 +281,35 @@ def write_labelstudio(into: Path, clean: Clean) -> None:
     Images are named as Label Studio's local files: its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is to be the folder that
     holds the data set's.
     """
-    order = np.argsort(-clean.table["p_wrong"].to_numpy(), kind="stable")
-    tasks = []
-    for row in order:
-        line = clean.table.iloc[row]
-        path = f"{Path(os.path.abspath(clean.source)).name}/{clean.names[row]}"
-        result = {"from_name": "label", "to_name": "image", "type": "choices"}
-        result |= {"value": {"choices": [line["label"] or line["suggested_label"]]}}  # type: ignore[dict-item]
-        tasks.append(
-            {
+    top = Path(os.path.abspath(clean.source)).name
+    names = ("sha256", "given_label", "suggested_label", "decision", "label", "p_wrong")
+    lines = list(zip(clean.names, *(clean.table[name].tolist() for name in names), strict=True))
+    with (into / "labelstudio.json").open("w", encoding="utf-8") as file:  # one by one: all take a lot of memory
+        before = "["
+        for row in np.argsort(-clean.table["p_wrong"].to_numpy(), kind="stable").tolist():
+            path, sha256, given, suggested, decision, label, p_wrong = lines[row]
+            choice = {"from_name": "label", "to_name": "image", "type": "choices"}
+            task = {
                 "data": {
-                    "image": f"/data/local-files/?d={quote(path)}",
-                    "path": clean.names[row],
-                    "sha256": line["sha256"],
-                    "given_label": line["given_label"],
-                    "decision": line["decision"],
-                    "p_wrong": round(float(line["p_wrong"]), 6),
+                    "image": f"/data/local-files/?d={quote(f'{top}/{path}')}",
+                    "path": path,
+                    "sha256": sha256,
+                    "given_label": given,
+                    "decision": decision,
+                    "p_wrong": round(p_wrong, 6),
                 },
                 "predictions": [
-                    {"model_version": "nlt", "score": round(float(line["p_wrong"]), 6), "result": [result]}
+                    {
+                        "model_version": "nlt",
+                        "score": round(p_wrong, 6),
+                        "result": [choice | {"value": {"choices": [label or suggested]}}],
+                    }
                 ],
             }
-        )
-    (into / "labelstudio.json").write_text(json.dumps(tasks, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(task, ensure_ascii=False, indent=1).replace("\n", "\n ")  # no text holds a bare one
+            file.write(f"{before}\n {text}")
+            before = ","
+        file.write("\n]\n")
     choices = "".join(f"    <Choice value={quoteattr(name)}/>\n" for name in clean.classes)
     (into / "labelstudio.xml").write_text(
         '<View>\n  <Image name="image" value="$image"/>\n  <Choices name="label" toName="image" showInLine="true">\n'

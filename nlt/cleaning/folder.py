@@ -63,7 +63,7 @@ def check_place(out: Path, source: Path, labels: Path | None = None) -> None:
     if not (out / MANIFEST).is_file():
         raise BadInput(f"--out {out} exists and is not nlt's (it has no {MANIFEST}): name another one, or remove it")
     manifest = read_manifest(out)
-    told = [(manifest["source"], source)]
+    told: list[tuple[str | None, Path | None]] = [(manifest["source"], source)]
     if "labels" in manifest:  # of what was written before they were there nothing is known
         told.append((manifest["labels"], labels))
     for before, now in told:
@@ -107,8 +107,12 @@ def read_manifest(out: Path) -> dict[str, Any]:
         raise BadInput(f"{file} cannot be read ({error.strerror}): make it readable") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{file} is damaged: run nlt detect again into another folder") from error
-    ours = isinstance(found, dict) and found.get("nlt") == MARK
-    if not ours or not isinstance(found.get("source"), str) or not isinstance(found.get("labels"), str | None):
+    if (
+        not isinstance(found, dict)
+        or found.get("nlt") != MARK
+        or not isinstance(found.get("source"), str)
+        or not isinstance(found.get("labels"), str | None)
+    ):
         raise BadInput(f"{file} is not one that this nlt wrote ({MARK}): run nlt detect into another folder")
     return found
 
