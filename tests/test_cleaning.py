@@ -23,7 +23,7 @@ from PIL import Image
 
 import nlt.cleaning.folder
 from nlt.cleaning import decide, write_output
-from nlt.cleaning.export import Clean, folder_names, write_npz
+from nlt.cleaning.export import Clean, folder_names, write_labelstudio, write_npz
 from nlt.cleaning.folder import built
 from nlt.data.labelled import read_labelled
 from nlt.settings import BadInput
@@ -394,6 +394,21 @@ def test_label_studio_gets_tasks_with_predictions(data, out):
 
     choices = ElementTree.parse(out / "labelstudio.xml").findall(".//Choice")
     assert [choice.get("value") for choice in choices] == ["cat", 'd"o<g', "owl"]
+
+
+def test_tasks_are_written_one_by_one(tmp_path):
+    """All at once those of 100,000 images took 35 s and 0.6 GB."""
+    N = 2000
+    fixed = {"sha256": "0" * 64, "given_label": "a", "suggested_label": "b", "decision": "keep", "label": "a"}
+    table = pd.DataFrame({"path": [f"a/{i}.png" for i in range(N)], "p_wrong": np.linspace(0, 1, N), **fixed})
+    tracemalloc.start()
+    try:
+        write_labelstudio(tmp_path, Clean(Path("photos"), "folder", ("a", "b"), table, None, None))
+        assert tracemalloc.get_traced_memory()[1] < 1500 * N
+    finally:
+        tracemalloc.stop()
+    tasks = json.loads((tmp_path / "labelstudio.json").read_text())
+    assert [task["data"]["path"] for task in tasks] == [f"a/{i}.png" for i in reversed(range(N))]
 
 
 @pytest.mark.parametrize(("kind", "export"), [("features", "folder"), ("features", "npz"), ("npz", "labelstudio")])
