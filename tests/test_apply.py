@@ -1,7 +1,10 @@
 """Decisions in: merged, never lost, never doubled; the rate by Horvitz and Thompson, by hand and by simulation."""
 
+import csv
 import json
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,27 @@ def test_a_page_without_a_place_for_decisions_stays_as_it_is(out, tmp_path):
     assert page.read_text() == before
 
 
+def test_what_is_read_is_still_there_when_the_new_one_takes_its_place(data, out, tmp_path, monkeypatch):
+    """Hashing many files takes minutes; another decision was lost, and another detection half of it, in these."""
+    module, refused = sys.modules["nlt.cleaning.apply"], []
+    check = module._check_files
+
+    def meanwhile(*args: Any) -> None:
+        monkeypatch.setattr(module, "_check_files", check)
+        for other in (
+            lambda: apply(out, [decisions_csv(tmp_path / "ann.csv", lines(cat1="keep"))]),
+            lambda: write_output(out, data, judged(data, {"dog/5.png": "cat"}), sample=8),
+        ):
+            with pytest.raises(BadInput, match="is being written by another nlt") as error:
+                other()
+            refused.append(error)
+        check(*args)
+
+    monkeypatch.setattr(module, "_check_files", meanwhile)
+    assert apply(out, [decisions_csv(tmp_path / "bob.csv", lines(cat0="keep"))]).decided == 1
+    assert len(refused) == 2 and apply(out, [tmp_path / "ann.csv"]).decided == 2
+
+
 def test_several_people_are_merged_and_what_they_disagree_in_is_listed(out, tmp_path):
     ann = decisions_csv(tmp_path / "ann.csv", lines(cat0="keep", cat1="dog", dog0="unsure", dog2="owl"))
     bob = decisions_csv(tmp_path / "bob.csv", lines(cat0="keep", cat1="owl", dog0="cat", dog3="remove"))
@@ -217,12 +241,35 @@ def test_a_table_keeps_its_columns_whatever_they_are_called(tmp_path):
     one = folder(top, ["a/1.png", "b/1.png"])
     columns = ["path", "kind", "site", "site", ""]
     rows = pd.DataFrame([["a/1.png", "cat", "01", "NA", "x"], ["b/1.png", "dog", "", "1.0", '"\n']], columns=columns)
-    data = Labelled(top, "list", ("cat", "dog"), np.array([0, 1]), tuple(rows["path"]), one.sums, rows=rows)
+    data = Labelled(
+        top, "list", ("cat", "dog"), np.array([0, 1]), tuple(rows["path"]), one.sums, rows=rows, label_column=1
+    )
     write_output(tmp_path / "out", data, judged(data), export="csv")
     before = (tmp_path / "out/clean.csv").read_text()
     told = [{"path": "a/1.png", "decision": "relabel", "label": "dog"}]
     apply(tmp_path / "out", [decisions_csv(tmp_path / "d.csv", told)])
     assert (tmp_path / "out/clean.csv").read_text() == before.replace("1.png,cat", "1.png,dog") != before
+
+
+def test_a_carriage_return_is_a_sign_like_any_other(tmp_path):
+    """Python 3.11 leaves it bare, and a bare one ends the line."""
+    one = folder(tmp_path / "photos", ["a/1\r.png", "a/2.png", "b/1.png"])
+    columns = ["file", "kind", "a\rnote"]
+    lines = [["a/1\r.png", "cat", "x"], ["a/2.png", "cat", "\r"], ["b/1.png", "dog", "x\r\ny"]]
+    rows = pd.DataFrame(lines, columns=columns)
+    data = Labelled(one.source, "list", ("cat", "dog"), np.array([0, 0, 1]), one.names, one.sums, rows=rows,
+                    label_column=1)  # fmt: skip
+    out = tmp_path / "out"
+    write_output(out, data, judged(data), export="csv")
+    for reviewer, label in (("ann", "dog"), ("bob", "cat")):
+        told = {"path": "a/1\r.png", "decision": "relabel", "label": label, "reviewer": reviewer}
+        pd.DataFrame([told]).to_csv(tmp_path / "d.csv", index=False, quoting=csv.QUOTE_ALL)
+        apply(out, [tmp_path / "d.csv"])
+        first = [["a/1\r.png", "dog", "x"]] if reviewer == "ann" else []  # people disagree
+        with (out / "clean.csv").open(newline="") as opened:
+            assert list(csv.reader(opened)) == [columns, *first, *lines[1:]]
+    with (out / "disagreements.csv").open(newline="") as opened:
+        assert [line[0] for line in csv.reader(opened)] == ["path", "a/1\r.png", "a/1\r.png"]
 
 
 def test_an_npz_is_read_again_and_must_be_the_same(tmp_path):
@@ -340,6 +387,20 @@ def test_a_folder_that_is_none_of_ours_or_changed_is_refused(data, out, tmp_path
     (out / "manifest.json").write_text("{")
     with pytest.raises(BadInput, match="damaged"):
         apply(out, [file])
+
+
+@pytest.mark.parametrize("place", [".", "..", "link"])
+def test_an_output_is_applied_to_whatever_it_is_called(out, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(out / "clean" if place == ".." else out if place == "." else tmp_path)
+    (tmp_path / "link").symlink_to(out)
+    file = decisions_csv(tmp_path / "d.csv", lines(cat0="keep"))
+    assert apply(Path(place), [file]).decided == 1
+    if place != "link":
+        with pytest.raises(BadInput, match="the working directory is no longer there"):
+            apply(Path(place), [file])
+    os.chdir(tmp_path)
+    assert labels(out)["cat/0.png"] == "cat" and (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "photos.nlt", "link", "d.csv"}
 
 
 # ---- the rate ----

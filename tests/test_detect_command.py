@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cleaning import decisions_csv, judged
 from click.testing import CliRunner, Result
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from nlt.cleaning import write_output
 from nlt.cli import main
 from nlt.cli.detect import beside
+from nlt.data.labelled import read_labelled
 from nlt.settings import BadInput
 from nlt.tracking import open_store
 
@@ -339,3 +342,19 @@ def test_the_output_lies_beside_the_input(source, out, tmp_path, monkeypatch):
 def test_the_root_has_nothing_beside_it():
     with pytest.raises(BadInput, match="--out"):
         beside(Path("/"))
+
+
+def test_heic_is_exported_by_a_process_that_has_judged_none(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    for number, name in enumerate(("cat/1", "cat/2", "dog/1")):
+        pixels_HWC = np.random.RandomState(number).randint(0, 256, (16, 16, 3)).astype(np.uint8)
+        (file := tmp_path / "photos" / f"{name}.heic").parent.mkdir(parents=True, exist_ok=True)
+        heif.from_bytes("RGB", (16, 16), pixels_HWC.tobytes()).save(file, quality=90)
+    data = read_labelled(tmp_path / "photos")
+    write_output(tmp_path / "out", data, judged(data), export="npz")
+    told = decisions_csv(tmp_path / "d.csv", [{"path": "cat/1.heic", "decision": "remove"}])
+    command = [sys.executable, "-c", "from nlt.cli import main; main()", "apply", str(tmp_path / "out"), str(told)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "out/clean.npz") as found:
+        assert (found["train_images"].transpose(0, 3, 1, 2) == data.read(1, 3, 16)).all()

@@ -1,8 +1,6 @@
 """Decisions in: the clean data set written anew, the rate from the random sample, how often suggestions were right."""
 
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +13,8 @@ from numpy.typing import NDArray
 
 from nlt.cleaning.decide import final_labels, numbers
 from nlt.cleaning.decisions import Decision, Found, content_name, merge, read_decisions, read_file
-from nlt.cleaning.folder import DECISIONS, built, read_manifest
+from nlt.cleaning.export import table_bytes
+from nlt.cleaning.folder import DECISIONS, built, read_manifest, real_place
 from nlt.cleaning.output import result_digest, write_result
 from nlt.cleaning.page import with_review
 from nlt.cleaning.sample import Estimate, Sample, estimate_rate
@@ -58,31 +57,39 @@ def apply(out: Path, decisions: Sequence[Path] = ()) -> Applied:
     Raises:
         BadInput: no output folder, no decisions, a file with a line that does not fit, images that have changed since.
     """
-    manifest = read_manifest(out)
-    table, rows, sample, source = _read_result(out, manifest)
-    found = Found.of(table, manifest["result"], manifest["classes"])
-    contents = {content_name(content): content for content in map(read_file, decisions)}
-    taken = [decision for file in decisions for decision in read_decisions(file, found)]
-    carried = sorted(file for file in (out / DECISIONS).glob("*.csv") if content_name(read_file(file)) not in contents)
-    earlier = [decision for file in carried for decision in read_decisions(file, found, carried=True)]
-    if not decisions and not carried:
-        raise BadInput(f"{out} has no decisions yet: review {out / 'report.html'} and name the file that it downloads")
-    agreed, open_ = merge([*earlier, *taken])
-    decided = decide_anew(table, agreed, open_, manifest["action"])
-    applied = _summary(out, decided, table, agreed, open_, sample, [*earlier, *taken])
-    if manifest["kind"] in ("folder", "list"):
-        _check_files(source, decided)
-    pixels_NCHW = _read_pixels(source, table) if manifest["kind"] == "npz" else None
-    reviewed = {key: value for key, value in asdict(applied).items() if key != "folder"}
-    with built(out) as part:
+    out = real_place(out)
+    read_manifest(out)  # BadInput before anything is made beside what is none of ours
+    given = [(file, read_file(file)) for file in decisions]
+    contents = {content_name(content): content for _, content in given}
+    with built(out) as part:  # nobody else writes there between what is read and what is written
+        manifest = read_manifest(out)
+        table, rows, sample, source = _read_result(out, manifest)
+        found = Found.of(table, manifest["result"], manifest["classes"])
+        taken = [decision for file, content in given for decision in read_decisions(file, content, found)]
+        there = [(file, read_file(file)) for file in sorted((out / DECISIONS).glob("*.csv"))]
+        carried = [(file, content) for file, content in there if content_name(content) not in contents]
+        earlier = [
+            decision for file, content in carried for decision in read_decisions(file, content, found, carried=True)
+        ]
+        if not decisions and not carried:
+            raise BadInput(
+                f"{out} has no decisions yet: review {out / 'report.html'} and name the file that it downloads"
+            )
+        agreed, open_ = merge([*earlier, *taken])
+        decided = decide_anew(table, agreed, open_, manifest["action"])
+        applied = _summary(out, decided, table, agreed, open_, sample, [*earlier, *taken])
+        if manifest["kind"] in ("folder", "list"):
+            _check_files(source, decided)
+        pixels_NCHW = _read_pixels(source, table) if manifest["kind"] == "npz" else None
+        reviewed = {key: value for key, value in asdict(applied).items() if key != "folder"}
         for name in ("worst.png", "detected"):
             _link(out / name, part / name)
         if (page := out / "report.html").is_file():
             text = with_review(page.read_text(encoding="utf-8"), applied)
             (part / "report.html").write_text(text, encoding="utf-8")
         (part / DECISIONS).mkdir()
-        for file in carried:
-            (part / DECISIONS / file.name).write_bytes(read_file(file))
+        for file, content in carried:
+            (part / DECISIONS / file.name).write_bytes(content)
         for name, content in contents.items():
             (part / DECISIONS / f"{name}.csv").write_bytes(content)
         if open_:
@@ -175,9 +182,9 @@ def _read_result(out: Path, manifest: Mapping[str, Any]) -> tuple[pd.DataFrame, 
         whole = result_digest(table, manifest["classes"], drawn["names"]) == manifest["result"]
         rows = out / "detected" / "rows.csv"
         given = _read_rows(rows) if rows.is_file() else None
-        whole &= (
-            manifest["kind"] in ("folder", "list", "npz", "features") and "action" in manifest and "export" in manifest
-        )
+        whole &= manifest["kind"] in ("folder", "list", "npz", "features")
+        whole &= "action" in manifest and "export" in manifest
+        whole &= given is None or manifest.get("label_column") in range(given.shape[1])
         source = Path(os.path.normpath(os.path.join(os.path.realpath(out), manifest["source"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{out} is damaged ({file.name} of detected/ or the manifest): run nlt detect again") from error
@@ -229,17 +236,13 @@ def _link(old: Path, new: Path) -> None:
 
 
 def _disagreements(open_: Mapping[int, list[Decision]], table: pd.DataFrame) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [table.columns[0], "given_label", "suggested_label", "reviewer", "decision", "label", "file", "line"]
-    )
-    for row, people in open_.items():
-        line = table.loc[row]
-        for said in people:
-            about = (line.iloc[0], line["given_label"], line["suggested_label"])
-            writer.writerow([*about, said.reviewer, said.decision, said.label, said.file, said.line])
-    return text.getvalue().encode()
+    columns = [table.columns[0], "given_label", "suggested_label"]
+    told = [
+        [*table.loc[row, columns], said.reviewer, said.decision, said.label, said.file, said.line]
+        for row, people in open_.items()
+        for said in people
+    ]
+    return table_bytes(pd.DataFrame(told, columns=[*columns, "reviewer", "decision", "label", "file", "line"]))
 
 
 def _rounded(value: Any) -> Any:

@@ -99,15 +99,17 @@ def final_labels(table: pd.DataFrame, action: Action) -> list[str]:
 
 
 def _conflicts(errors: "LabelErrors", issues: Sequence["Issue"], threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """(suggested_N with the winner's label for the others of a conflict, group_N: number of the conflict or -1)."""
+    """(suggested_N, in a conflict the winner's label if that is trusted, group_N: number of the conflict or -1)."""
     suggested_N, group_N = errors.suggested_N.copy(), np.full(len(errors.given_N), -1)
     for number, issue in enumerate(issue for issue in issues if issue.kind == CONFLICT):
         rows = np.array(issue.rows)
         group_N[rows] = number
         winner = rows[np.argmin(errors.p_wrong_N[rows])]
-        others = rows[errors.given_N[rows] != errors.given_N[winner]]
         if errors.p_wrong_N[winner] <= threshold:  # else no label of the group is trusted, and all are flagged
-            suggested_N[others] = errors.given_N[winner]
+            label = errors.given_N[winner]
+            # A label that is as probably wrong as right may have another one suggested, which does not flag it.
+            followers = (errors.given_N[rows] != label) | (errors.p_wrong_N[rows] <= threshold)
+            suggested_N[rows[followers]] = label
     return suggested_N, group_N
 
 

@@ -62,14 +62,15 @@ class Found:
         return Found(digest, str(table.columns[0]), tuple(classes), rows)
 
 
-def read_decisions(file: Path, found: Found, carried: bool = False) -> list[Decision]:
-    """Return the decisions of a CSV file with the columns of `decisions.csv`.
+def read_decisions(file: Path, content: bytes, found: Found, carried: bool = False) -> list[Decision]:
+    """Return the decisions in the content of a CSV file with the columns of `decisions.csv`.
 
     Needed are the columns `path` (`id`) and `decision`, and `label` for relabel; `sha256`, `given_label`, `tab`,
     `time`, `reviewer` and `result` may be missing. A line without a decision counts where it has a time: it takes back.
 
     Args:
-        file: UTF-8, separated by commas, semicolons or tabs.
+        file: What error messages call it.
+        content: UTF-8, separated by commas, semicolons or tabs.
         found: the result that they are about.
         carried: from an output folder, where it may be about an earlier result: lines of other samples are passed over,
             and none of another result counts for the random sample.
@@ -78,7 +79,6 @@ def read_decisions(file: Path, found: Found, carried: bool = False) -> list[Deci
         BadInput: no such table, or one that nlt wrote itself, or a line that is of another result, names an unknown
             sample or class, or says nothing.
     """
-    content = read_file(file)
     lines = _lines(file, content, found, carried)
     decisions = []
     for number, line in lines:

@@ -3,11 +3,12 @@
 Legend: N samples, K classes, S pixels on a side.
 """
 
+import csv
 import errno
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +19,17 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from nlt.data.decoding import enable_heif, open_upright
+from nlt.data.listing import HEIF_SUFFIXES
+from nlt.data.samples import reason
 from nlt.settings import BadInput
 
 Export = Literal["folder", "csv", "npz", "labelstudio"]
 Kind = Literal["folder", "list", "npz", "features"]
 SIDE = 224  # of images in an npz where they are not all of one size
-LONGEST = 200  # bytes of a folder's name; file systems take 255
+LONGEST, MOST = 200, 255  # bytes of a class's folder, where a suffix is still to follow; of any name on a file system
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Clean:
     """The user's own table, of a CSV, in the same order."""
     pixels_NCHW: NDArray[np.uint8] | None
     """Of an npz."""
+    label_column: int | None = None
+    """Which column of `rows` the labels are from."""
 
     @cached_property
     def names(self) -> list[str]:
@@ -93,7 +99,7 @@ def write_folder(top: Path, clean: Clean) -> dict[str, str]:
     labels, given = list(clean.table["label"]), list(clean.table["given_label"])
     kept = [row for row, label in enumerate(labels) if label]
     kept.sort(key=lambda row: labels[row] != given[row])  # who stays keeps its name; stable
-    taken: set[str] = set()
+    taken: dict[str, bool] = {}
     width = len(str(len(labels)))
     top.mkdir()
     for row in kept:
@@ -143,15 +149,30 @@ def _place(clean: Clean, row: int, width: int) -> tuple[str, str]:
     return (parts[0], "/".join(parts[2:])) if split else ("", "/".join(parts[1:]))
 
 
-def _free(target: str, origin: str, taken: set[str]) -> str:
-    """A path that nothing has yet; file systems that do not tell case apart are heeded."""
-    stem, suffix = os.path.splitext(target)
-    path, number = target, 1
-    while path.casefold() in taken:
-        path = f"{stem}-from-{origin}{f'-{number}' if number > 1 else ''}{suffix}"
-        number += 1
-    taken.add(path.casefold())
+def _free(target: str, origin: str, taken: dict[str, bool]) -> str:
+    """A path that nothing has yet, in folders that are no files; file systems that do not tell case apart are heeded.
+
+    `taken`, path -> whether it is a folder, learns of it.
+    """
+    *folders, name = target.split("/")
+    head = ""
+    for folder in folders:
+        head += _unlike(head, folder, origin, taken, (None, True)) + "/"
+        taken[head[:-1].casefold()] = True
+    path = head + _unlike(head, name, origin, taken, (None,))
+    taken[path.casefold()] = False
     return path
+
+
+def _unlike(head: str, name: str, origin: str, taken: dict[str, bool], free: tuple[bool | None, ...]) -> str:
+    """The name, or one made of it, of at most `MOST` bytes, for which `taken` says what is `free`."""
+    stem, suffix = os.path.splitext(name)
+    new, number = name, 1
+    while taken.get((head + new).casefold()) not in free:
+        end = f"-from-{origin}{f'-{number}' if number > 1 else ''}{suffix}"
+        new = os.fsencode(stem)[: max(0, MOST - len(os.fsencode(end)))].decode(errors="ignore") + end
+        number += 1
+    return new
 
 
 def _link(source: Path, target: Path) -> None:
@@ -174,61 +195,84 @@ def write_csv(file: Path, clean: Clean) -> None:
         frame = clean.table[[clean.table.columns[0], *(["split"] if "split" in clean.table else [])]].copy()
         frame["label"] = labels
     else:
+        assert clean.label_column is not None
         frame = clean.rows.copy()
-        column = label_column(clean.rows, list(clean.table["given_label"]))
         changed = (clean.table["label"] != clean.table["given_label"]).to_numpy() & keep
-        old = frame.iloc[:, column].astype(object)
-        frame.isetitem(column, old.where(~changed, labels))  # what is not changed stays as written
-    frame[keep].to_csv(file, index=False, lineterminator="\n")
+        old = frame.iloc[:, clean.label_column].astype(object)
+        frame.isetitem(clean.label_column, old.where(~changed, labels))  # what is not changed stays as written
+    file.write_bytes(table_bytes(frame[keep]))
 
 
-def label_column(rows: pd.DataFrame, given: Sequence[str]) -> int:
-    """Return which column of a user's table holds the given labels: the one that agrees with them most often."""
-    wanted = np.array(given, dtype=object)
-    columns = [rows.iloc[:, i].astype(str) for i in range(rows.shape[1])]
-    agree = [((column.to_numpy() == wanted) | (column.str.strip().to_numpy() == wanted)).sum() for column in columns]
-    return max(range(len(agree)), key=lambda i: (agree[i], rows.columns[i] == "label", -i))
+def table_bytes(table: pd.DataFrame, with_rows: bool = False) -> bytes:
+    """Return a table as CSV, numbers with six digits; with the sample's row in the input as the first column.
+
+    Where a text holds \\r all are quoted: up to Python 3.12 it stands bare else, and ends the line for who reads it.
+    """
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL):
+        text: str = table.to_csv(
+            index=with_rows, index_label="row", float_format="%.6f", lineterminator="\n", quoting=quoting
+        )
+        if "\r" not in text:
+            break
+    return text.encode()
 
 
 def write_npz(file: Path, clean: Clean) -> None:
     """Write arrays as nlt's npz data set has them: {train,test,val}_images, {...}_labels, class_names.
 
-    Images of files are RGB, and squares of `SIDE` pixels unless all have one size.
+    Images of files are RGB, with the pixels that were judged, and squares of `SIDE` pixels unless all have one size.
+
+    Raises:
+        BadInput: a file can no longer be read.
     """
     place = {name: k for k, name in enumerate(clean.classes)}
     labels, splits = list(clean.table["label"]), np.array([split or "train" for split in clean.splits])
-    size = _common_size(clean) if clean.pixels_NCHW is None else None
+    shape, pixels_HWC = _pixels(clean)
     arrays: dict[str, NDArray[Any]] = {}
     for split in sorted(set(splits)):
-        kept = [row for row in np.flatnonzero(splits == split) if labels[row]]
-        if clean.pixels_NCHW is not None:
-            images_NHWC = clean.pixels_NCHW[kept].transpose(0, 2, 3, 1)
-        else:
-            found = [_decode(clean.source / clean.names[row], size) for row in kept]
-            images_NHWC = np.stack(found) if found else np.zeros((0, SIDE, SIDE, 3), np.uint8)
-        arrays[f"{split}_images"] = np.ascontiguousarray(images_NHWC)
+        kept = [row for row in np.flatnonzero(splits == split).tolist() if labels[row]]
+        images_NHWC = np.empty((len(kept), *shape), np.uint8)  # filled one by one: they may take half the memory
+        for i, row in enumerate(kept):
+            images_NHWC[i] = pixels_HWC(row)
+        arrays[f"{split}_images"] = images_NHWC
         arrays[f"{split}_labels"] = np.array([place[labels[row]] for row in kept], dtype=np.int64)
     arrays["class_names"] = np.array(clean.classes)
     with file.open("wb") as opened:
         np.savez(opened, allow_pickle=False, **arrays)
 
 
-def _common_size(clean: Clean) -> tuple[int, int] | None:
-    """(width, height) of all images that stay, or None where they differ."""
-    sizes = set()
-    for name, label in zip(clean.names, clean.table["label"], strict=True):
-        if label:
-            with Image.open(clean.source / name) as image:
-                sizes.add(ImageOps.exif_transpose(image).size)
-            if len(sizes) > 1:
-                return (SIDE, SIDE)
-    return None
+def _pixels(clean: Clean) -> tuple[tuple[int, int, int], Callable[[int], NDArray[np.uint8]]]:
+    """(height, width, channels) of every image, and what reads that of a row."""
+    if (pixels_NCHW := clean.pixels_NCHW) is not None:
+        _, C, H, W = pixels_NCHW.shape
+        return (H, W, C), lambda row: pixels_NCHW[row].transpose(1, 2, 0)
+    files = [clean.source / name for name in clean.names]
+    if heif := next((file for file in files if file.suffix.lower() in HEIF_SUFFIXES), None):
+        enable_heif(heif)
+    sizes: set[tuple[int, int]] = set()
+    for file, label in zip(files, clean.table["label"], strict=True):
+        if label and len(sizes) < 2:
+            sizes.add(_open(file).size)
+    W, H = size = sizes.pop() if len(sizes) == 1 else (SIDE, SIDE)
+
+    def resized(row: int) -> NDArray[np.uint8]:
+        image = _open(files[row])
+        return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
+
+    return (H, W, 3), resized
 
 
-def _decode(file: Path, size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    with Image.open(file) as image:
-        turned = ImageOps.exif_transpose(image).convert("RGB")
-    return np.asarray(turned if size is None else turned.resize(size, Image.Resampling.BICUBIC))
+def _open(file: Path) -> Image.Image:
+    """The upright image of a file, in the pixels that were judged; BadInput where there is none any more."""
+    try:
+        image = open_upright(file, file.read_bytes(), "by mode")
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read any more ({reason(error)}): put it back and try again") from error
+    except MemoryError:
+        raise BadInput(f"{file} cannot be decoded for want of memory: replace or remove it") from None
+    if isinstance(image, str):
+        raise BadInput(f"{file} cannot be decoded any more ({image}): put it back and try again")
+    return image
 
 
 def write_labelstudio(into: Path, clean: Clean) -> None:
@@ -237,29 +281,35 @@ def write_labelstudio(into: Path, clean: Clean) -> None:
     Images are named as Label Studio's local files: its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT is to be the folder that
     holds the data set's.
     """
-    order = np.argsort(-clean.table["p_wrong"].to_numpy(), kind="stable")
-    tasks = []
-    for row in order:
-        line = clean.table.iloc[row]
-        path = f"{Path(os.path.abspath(clean.source)).name}/{clean.names[row]}"
-        result = {"from_name": "label", "to_name": "image", "type": "choices"}
-        result |= {"value": {"choices": [line["label"] or line["suggested_label"]]}}  # type: ignore[dict-item]
-        tasks.append(
-            {
+    top = Path(os.path.abspath(clean.source)).name
+    names = ("sha256", "given_label", "suggested_label", "decision", "label", "p_wrong")
+    lines = list(zip(clean.names, *(clean.table[name].tolist() for name in names), strict=True))
+    with (into / "labelstudio.json").open("w", encoding="utf-8") as file:  # one by one: all take a lot of memory
+        before = "["
+        for row in np.argsort(-clean.table["p_wrong"].to_numpy(), kind="stable").tolist():
+            path, sha256, given, suggested, decision, label, p_wrong = lines[row]
+            choice = {"from_name": "label", "to_name": "image", "type": "choices"}
+            task = {
                 "data": {
-                    "image": f"/data/local-files/?d={quote(path)}",
-                    "path": clean.names[row],
-                    "sha256": line["sha256"],
-                    "given_label": line["given_label"],
-                    "decision": line["decision"],
-                    "p_wrong": round(float(line["p_wrong"]), 6),
+                    "image": f"/data/local-files/?d={quote(f'{top}/{path}')}",
+                    "path": path,
+                    "sha256": sha256,
+                    "given_label": given,
+                    "decision": decision,
+                    "p_wrong": round(p_wrong, 6),
                 },
                 "predictions": [
-                    {"model_version": "nlt", "score": round(float(line["p_wrong"]), 6), "result": [result]}
+                    {
+                        "model_version": "nlt",
+                        "score": round(p_wrong, 6),
+                        "result": [choice | {"value": {"choices": [label or suggested]}}],
+                    }
                 ],
             }
-        )
-    (into / "labelstudio.json").write_text(json.dumps(tasks, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(task, ensure_ascii=False, indent=1).replace("\n", "\n ")  # no text holds a bare one
+            file.write(f"{before}\n {text}")
+            before = ","
+        file.write("\n]\n")
     choices = "".join(f"    <Choice value={quoteattr(name)}/>\n" for name in clean.classes)
     (into / "labelstudio.xml").write_text(
         '<View>\n  <Image name="image" value="$image"/>\n  <Choices name="label" toName="image" showInLine="true">\n'

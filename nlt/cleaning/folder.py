@@ -38,16 +38,19 @@ def check_place(out: Path, source: Path, labels: Path | None = None) -> None:
         labels: the file that the input's labels are from, where that is another one.
 
     Raises:
-        BadInput: it is the input, lies in it or holds it; it exists and is not ours; it is of another data set, or of
-            other labels.
+        BadInput: it is the input, lies in it or holds it, or the working directory; it exists and is not ours; it is of
+            another data set, or of other labels.
     """
-    real_out, real_source = Path(os.path.realpath(out)), Path(os.path.realpath(source))
+    real_out, real_source = real_place(out), Path(os.path.realpath(source))
     if real_out == real_source:
         raise BadInput(f"--out {out} is the input itself, which is never touched: name another folder")
     if real_source.is_dir() and real_out.is_relative_to(real_source):
         raise BadInput(f"--out {out} lies in the input {source}, which is never touched: name a folder beside it")
     if real_source.is_relative_to(real_out):
         raise BadInput(f"--out {out} holds the input {source}, which is never touched: name a folder beside it")
+    with suppress(FileNotFoundError):  # a working directory that is gone
+        if Path.cwd().is_relative_to(real_out):
+            raise BadInput(f"--out {out} holds the working directory, and is replaced as a whole: go elsewhere first")
     if not os.path.lexists(out):
         return
     try:
@@ -60,13 +63,28 @@ def check_place(out: Path, source: Path, labels: Path | None = None) -> None:
     if not (out / MANIFEST).is_file():
         raise BadInput(f"--out {out} exists and is not nlt's (it has no {MANIFEST}): name another one, or remove it")
     manifest = read_manifest(out)
-    # Of what was written before labels were in the manifest nothing is known.
-    for before, now in ((manifest["source"], source), (manifest.get("labels"), labels)):
-        if before is None or (now is not None and os.path.realpath(real_out / before) == os.path.realpath(now)):
-            continue
-        place = os.path.normpath(real_out / before)
-        what = "labels in the folders" if now is None else str(now)
-        raise BadInput(f"--out {out} holds the result of {place}, not of {what}: name another folder, or remove it")
+    told: list[tuple[str | None, Path | None]] = [(manifest["source"], source)]
+    if "labels" in manifest:  # of what was written before they were there nothing is known
+        told.append((manifest["labels"], labels))
+    for before, now in told:
+        if (before and os.path.realpath(real_out / before)) != (now and os.path.realpath(now)):
+            place = os.path.normpath(real_out / before) if before else "labels in the folders"
+            raise BadInput(
+                f"--out {out} holds the result of {place}, not of {now or 'labels in the folders'}: "
+                "name another folder, or remove it"
+            )
+
+
+def real_place(out: Path) -> Path:
+    """Return where an output folder is: called "." it would be another one once the new one has its place.
+
+    Raises:
+        BadInput: it is named from a working directory that is no longer there.
+    """
+    try:
+        return Path(os.path.realpath(out))
+    except FileNotFoundError as error:
+        raise BadInput(f"{out}: the working directory is no longer there: go elsewhere first") from error
 
 
 def from_out(out: Path, file: Path) -> str:
@@ -89,7 +107,12 @@ def read_manifest(out: Path) -> dict[str, Any]:
         raise BadInput(f"{file} cannot be read ({error.strerror}): make it readable") from error
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{file} is damaged: run nlt detect again into another folder") from error
-    if not isinstance(found, dict) or found.get("nlt") != MARK or not isinstance(found.get("source"), str):
+    if (
+        not isinstance(found, dict)
+        or found.get("nlt") != MARK
+        or not isinstance(found.get("source"), str)
+        or not isinstance(found.get("labels"), str | None)
+    ):
         raise BadInput(f"{file} is not one that this nlt wrote ({MARK}): run nlt detect into another folder")
     return found
 
@@ -101,8 +124,9 @@ def built(out: Path) -> Iterator[Path]:
     Raises:
         BadInput: another process is writing the same output, or the disk does not take it.
     """
+    out = real_place(out)
     part = out.with_name(f".{out.name}.part")
-    lock = None
+    lock = old = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(part, out)
@@ -110,15 +134,20 @@ def built(out: Path) -> Iterator[Path]:
             os.rename(_before(out), out)  # killed between the two steps of a swap
         yield part
         if out.is_dir():
+            old = _alone(out, out)  # it is called `part` in a moment, where nobody may begin until it is cleared
             rescue(out, part)
         _sync(part)
         _swap(part, out)
+        os.close(lock)
+        lock, old = old, None
         sync_folder(out.parent)
     except OSError as error:
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         mend = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable"
         raise BadInput(f"{out} cannot be written ({what}): {mend}, or name another folder by --out") from error
     finally:
+        if old is not None:
+            os.close(old)
         if lock is not None:
             if part.is_dir():
                 if out.is_dir():
@@ -131,19 +160,37 @@ def built(out: Path) -> Iterator[Path]:
 def _lock(part: Path, out: Path) -> int:
     """Make `part` an empty folder that is ours alone, and return the descriptor that keeps it so."""
     part.mkdir(exist_ok=True)
-    lock = os.open(part, os.O_RDONLY)
+    lock = _alone(part, out)
+    try:
+        if out.is_dir():
+            rescue(part, out)  # a process was killed right after the swap
+        _make_writable(part)
+        for entry in os.scandir(part):
+            shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _alone(folder: Path, out: Path) -> int:
+    """Lock a folder, and return the descriptor that keeps it so; BadInput where another process writes `out`."""
+    busy = BadInput(f"{out} is being written by another nlt: wait until it is done")
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise busy from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        ours = os.path.samestat(os.fstat(lock), os.stat(folder))  # else it got another name before it was locked
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        ours = False
+    except OSError:
         os.close(lock)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise BadInput(f"{out} is being written by another nlt: wait until it is done") from error
         raise
-    if out.is_dir():
-        rescue(part, out)  # a process was killed right after the swap
-    _make_writable(part)
-    for entry in os.scandir(part):
-        shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+    if not ours:
+        os.close(lock)
+        raise busy
     return lock
 
 
@@ -158,9 +205,9 @@ def rescue(old: Path, new: Path) -> None:
 
     A name that the successor has with another content gets the content's hash added.
     """
-    theirs = [path for path in old.iterdir() if path.name not in OURS and not path.name.startswith(".")]
+    theirs = [path for path in old.iterdir() if path.name not in OURS]
     if (old / DECISIONS).is_dir():
-        theirs += [path for path in (old / DECISIONS).iterdir() if not path.name.startswith(".")]
+        theirs += (old / DECISIONS).iterdir()
     for path in sorted(theirs):
         target = new / path.relative_to(old)
         target.parent.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nlt.cleaning.decide import THRESHOLD, Action, decide
-from nlt.cleaning.export import Clean, Export, check_export, write_clean
+from nlt.cleaning.export import Clean, Export, check_export, table_bytes, write_clean
 from nlt.cleaning.folder import DECISIONS, MANIFEST, MARK, built, check_place, from_out
 from nlt.cleaning.page import review_page, shown_rows, thumbnails
 from nlt.cleaning.sample import Sample, draw_sample
@@ -91,6 +91,7 @@ def write_output(
         "versions": {name: version(name) for name in ("nlt", "numpy", "pandas", "pillow")},
         "source": from_out(out, data.source),
         "labels": None if data.labels is None else from_out(out, data.labels),
+        "label_column": data.label_column,
         "kind": data.kind,
         "input": input_digest(data),
         "result": digest,
@@ -117,7 +118,7 @@ def write_output(
         (part / "detected").mkdir()
         (part / "detected" / "labels.csv").write_bytes(table_bytes(table, with_rows=True))
         if data.rows is not None:
-            data.rows.to_csv(part / "detected" / "rows.csv", index=False, lineterminator="\n")
+            (part / "detected" / "rows.csv").write_bytes(table_bytes(data.rows))
         (part / "report.html").write_text(page, encoding="utf-8")
         if data.kind != "features":
             worst_grid(part / "worst.png", table, pictures)
@@ -137,7 +138,8 @@ def write_result(
     (part / "labels.csv").write_bytes(table_bytes(table))
     (part / DECISIONS).mkdir(exist_ok=True)
     in_order = table[table.index >= 0].sort_index()
-    clean = Clean(source, manifest["kind"], tuple(manifest["classes"]), in_order, rows, pixels_NCHW)
+    kind, classes = manifest["kind"], tuple(manifest["classes"])
+    clean = Clean(source, kind, classes, in_order, rows, pixels_NCHW, manifest.get("label_column"))
     folders = write_clean(part, clean, manifest["export"])
     changed = table[table["decision"] != "keep"]
     full = dict(manifest) | {
@@ -157,13 +159,6 @@ _CHANGED = ("name", "given_label", "decision", "label", "reason")
 def _change_lines(changed: pd.DataFrame) -> list[tuple[str, ...]]:
     columns = [changed.columns[0], *_CHANGED[1:]]
     return list(changed[columns].itertuples(index=False, name=None))
-
-
-def table_bytes(table: pd.DataFrame, with_rows: bool = False) -> bytes:
-    """Return a table as CSV, numbers with six digits; with the sample's row in the input as the first column."""
-    text = io.StringIO()
-    table.to_csv(text, index=with_rows, index_label="row", float_format="%.6f", lineterminator="\n")
-    return text.getvalue().encode()
 
 
 def result_digest(table: pd.DataFrame, classes: Sequence[str], sampled: Sequence[str]) -> str:

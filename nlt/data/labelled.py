@@ -52,6 +52,8 @@ class Labelled:
     """(path, reason, name of the given class) of each file that cannot be read."""
     rows: "pd.DataFrame | None" = None
     """Of a CSV: all its columns as texts, in the order of `names`."""
+    label_column: int | None = None
+    """Which column of `rows` the labels are from."""
     empty_classes: tuple[str, ...] = ()
     """Classes without a sample: folders without an image that can be read, names that no label of an npz has."""
     one_colour: tuple[int, ...] = ()
@@ -205,7 +207,7 @@ def _read_list(
     splits, note = _splits(file, frame)
     looked = look(top, named.paths, cache, progress)
     data = _kept(top, "list", tuple(sorted(set(given))), given, looked, splits, frame, (*notes, *note))
-    return replace(data, labels=file)
+    return replace(data, labels=file, label_column=table.place(columns[1], ""))
 
 
 def _splits(file: Path, frame: "pd.DataFrame") -> tuple[tuple[str, ...] | None, list[str]]:

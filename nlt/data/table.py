@@ -33,7 +33,12 @@ class Table:
     """From 1, the header's."""
 
     def column(self, name: str, option: str) -> list[str]:
-        """The cells of a column, called so but for capitals; BadInput, which names `option`, if there is none."""
+        """The cells of a column, as `place` finds it."""
+        place = self.place(name, option)
+        return [row[place] for row in self.rows]
+
+    def place(self, name: str, option: str) -> int:
+        """Which column is called so, but for capitals; BadInput, which names `option`, if there is none."""
         exact = [i for i, column in enumerate(self.columns) if column == name]
         places = exact or [i for i, column in enumerate(self.columns) if column.lower() == name.lower()]
         if not places:
@@ -41,7 +46,7 @@ class Table:
             raise BadInput(f"{self.file} has no column {brief(name)}, only {shown}: {option}")
         if len(places) > 1:
             raise BadInput(f"{self.file} has {len(places)} columns called {brief(name)}: rename all but one")
-        return [row[places[0]] for row in self.rows]
+        return places[0]
 
 
 def read_table(file: Path, wanted: tuple[str, ...]) -> Table:
