@@ -266,6 +266,26 @@ def test_a_tracking_server_that_goes_away_loses_nothing(planted, run, tmp_path, 
     assert (tmp_path / "out" / "report.html").exists()
 
 
+def test_an_estimate_that_is_unreliable_removes_nothing(run, tmp_path):
+    """Pixels of noise know nothing of their labels: nearly all look wrong, and the data set would be gone."""
+    generator = np.random.default_rng(0)
+    for row in range(60):
+        file = tmp_path / "noise" / "ab"[row % 2] / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+    result = run("detect", tmp_path / "noise", *PIXELS, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "unreliable: the predictions agree with" in result.stdout
+    assert "the estimate is unreliable: nothing is removed" in result.stderr
+    assert len(list((tmp_path / "out" / "clean").rglob("*.png"))) == 60
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["action"] == "keep"
+    result = run("detect", tmp_path / "noise", *PIXELS, "--out", tmp_path / "out", "--action", "remove")
+    kept = {file.parent.name for file in (tmp_path / "out" / "clean").rglob("*.png")}
+    assert len(kept) < 2  # by no means what anybody wants
+    emptied = ", ".join(f"'{name}'" for name in sorted({"a", "b"} - kept))
+    assert f"the clean data set has no image of {emptied}: look before you use it." in result.stderr
+
+
 def test_whatever_ails_mlflow_costs_no_result(planted, run, tmp_path, store_uri):
     """The experiment of detections is deleted: runs cannot be made in it."""
     top, _ = planted

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +40,7 @@ def check_place(out: Path, source: Path, labels: Path | None = None) -> None:
 
     Raises:
         BadInput: it is the input, lies in it or holds it, or the working directory; it exists and is not ours; it is of
-            another data set, or of other labels.
+            another data set, or of other labels; it cannot be written.
     """
     real_out, real_source = real_place(out), Path(os.path.realpath(source))
     if real_out == real_source:
@@ -51,6 +52,13 @@ def check_place(out: Path, source: Path, labels: Path | None = None) -> None:
     with suppress(FileNotFoundError):  # a working directory that is gone
         if Path.cwd().is_relative_to(real_out):
             raise BadInput(f"--out {out} holds the working directory, and is replaced as a whole: go elsewhere first")
+    there = next(parent for parent in real_out.parents if parent.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))
+    except OSError as error:
+        raise BadInput(
+            f"--out {out} cannot be written ({error.strerror}): make {there} writable, or name another folder"
+        ) from error
     if not os.path.lexists(out):
         return
     try:

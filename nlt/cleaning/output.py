@@ -47,6 +47,8 @@ class Output:
     flagged: int
     """Samples whose label is taken for wrong: all decisions but keep, without unreadable files."""
     unreadable: int
+    emptied: tuple[str, ...]
+    """Classes of which no sample is in the clean data set."""
 
 
 def write_output(
@@ -123,7 +125,9 @@ def write_output(
         if data.kind != "features":
             worst_grid(part / "worst.png", table, pictures)
         write_result(part, table, data.source, data.rows, data.pixels_NCHW, manifest)
-    return Output(out, len(readable), int((readable["decision"] != "keep").sum()), len(table) - len(readable))
+    emptied = tuple(sorted(set(readable["given_label"]) - set(readable["label"])))
+    flagged = int((readable["decision"] != "keep").sum())
+    return Output(out, len(readable), flagged, len(table) - len(readable), emptied)
 
 
 def write_result(

@@ -61,8 +61,9 @@ MEASURES = (
     "gives samples scores. With the latter two --image-size is the side they train at.",
 )  # fmt: skip
 @click.option(
-    "--action", type=click.Choice(["remove", "relabel", "keep"]), default="remove", show_default=True,
-    help="What becomes of labels that are more probably wrong than right.",
+    "--action", type=click.Choice(["remove", "relabel", "keep"]), default=None,
+    help="What becomes of labels that are more probably wrong than right: by default remove, or keep where the "
+    "estimate is unreliable.",
 )  # fmt: skip
 @click.option(
     "--export", type=click.Choice(["folder", "csv", "npz", "labelstudio"]), default=None,
@@ -88,7 +89,7 @@ def detect(
     weights: str | None,
     image_size: int | None,
     detector: str,
-    action: Any,
+    action: str | None,
     export: Any,
     review: int,
     address: str | None,
@@ -144,9 +145,11 @@ def detect(
                 )  # fmt: skip
             settings = {"backbone": backbone, "weights": weights, "image_size": image_size, "review": review}
             settings |= {} if detector == "loo" else {"detector": detector}
+            reliable = judged.errors.rate.reliable
+            done: Any = action or ("remove" if reliable else "keep")
             written = write_output(
                 out, judged.data, judged.errors, judged.issues,
-                action=action, export=form, review=review, seed=seed, settings=settings,
+                action=done, export=form, review=review, seed=seed, settings=settings,
             )  # fmt: skip
     except KeyboardInterrupt:
         raise Stopped(
@@ -157,10 +160,15 @@ def detect(
         "images": written.images, "classes": len(judged.data.classes), "unreadable": written.unreadable,
         "rate": rate.point, "rate_low": rate.low, "rate_high": rate.high, "flagged": written.flagged,
         "accuracy": judged.errors.accuracy, "features": judged.errors.features, "ranking": judged.errors.ranking,
-        "outside_weights": judged.outside_weights, "seconds": round(time.monotonic() - began, 1), "out": str(out),
+        "outside_weights": judged.outside_weights, "action": done, "out": str(out),
+        "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
     quality = judged.quality(THRESHOLD)
-    run_id = _track(store, source, judged, found | quality, action, out)
+    run_id = _track(store, source, judged, found | quality, out)
+    if action is None and not reliable:
+        warn("the estimate is unreliable: nothing is removed, and what is flagged waits for review (or give --action).")
+    if written.emptied:
+        warn(f"the clean data set has no image of {', '.join(map(brief, written.emptied))}: look before you use it.")
     if any((out / DECISIONS).glob("*.csv")):
         warn(f"what people decided is kept, and is no part of this result: nlt apply {quote(str(out))} takes it in.")
     if as_json:
@@ -322,7 +330,7 @@ def _judge(
     )  # fmt: skip
 
 
-def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any], action: str, out: Path) -> str | None:
+def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any], out: Path) -> str | None:
     """Log what was found; a store that is away loses nothing, as all of it is in `out`."""
     from nlt.cleaning.output import input_digest
     from nlt.tracking.detection import write_detection
@@ -331,9 +339,8 @@ def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any]
     shares["flagged"] = found["flagged"] / max(1, found["images"])
     params = {
         key: str(found[key])
-        for key in ("images", "classes", "unreadable", "features", "ranking", "outside_weights", "out")
+        for key in ("images", "classes", "unreadable", "features", "ranking", "outside_weights", "action", "out")
     }
-    params |= {"action": action}
     grid = out / "worst.png"
     try:
         return write_detection(

@@ -29,12 +29,14 @@ class Rate:
         low: the point less what it may be out by.
         high: all confident disagreement of classifier and label, the classifier's own errors included.
         reading: what that assumes, in words. Shares are in [0, 1].
+        reliable: False where the predictions cannot tell wrong labels from their own errors.
     """
 
     point: float
     low: float
     high: float
     reading: str
+    reliable: bool = True
 
 
 def estimate_rates(
@@ -124,7 +126,8 @@ def _rate(point: float, bias: float, sampling: float, high: float, unreliable: s
     low, high = max(0.0, point - out_by), min(1.0, max(high, point + out_by))
     bound = f"at most {high:.1%}, if every confident disagreement with the classifier were one"
     if unreliable:
-        return Rate(point, 0.0, high, f"unreliable: {unreliable}; better features may tell noise from errors")
+        reading = f"unreliable: {unreliable}; better features may tell noise from errors"
+        return Rate(point, 0.0, high, reading, reliable=False)
     if point < float(np.hypot(POINTS, sampling)):
         return Rate(
             point,
