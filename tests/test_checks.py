@@ -174,7 +174,7 @@ def test_all_alike_is_one_group_in_bounded_time() -> None:
 def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     near_duplicates(with_twins(700, 20), labelled([0, 1] * 350), progress=lambda *what: told.append(what))
-    assert told == [("comparing images", 512, 700), ("comparing images", 700, 700)]
+    assert told == [("comparing features", 512, 700), ("comparing features", 700, 700)]
 
 
 def test_one_picture_encoded_anew_is_found(tmp_path: Path) -> None:

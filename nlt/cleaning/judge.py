@@ -119,7 +119,7 @@ def judge(
     taken = next(b for b in backbones if b.name == errors.features)
     issues = check_labelled(data)
     if taken.name != "pixels":  # small scans are alike, pixel by pixel, without being of one thing
-        copies = encoded_copies(data)
+        copies = encoded_copies(data, progress=progress)
         known = {issue.rows for issue in copies}
         near = near_duplicates(features[taken.name], data, seed=seed, progress=progress)
         issues += [*copies, *(issue for issue in near if issue.rows not in known)]

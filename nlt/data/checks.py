@@ -181,7 +181,7 @@ def near_duplicates(
     """
     unit_ND = np.array(features_ND, np.float32)
     unit_ND -= unit_ND.mean(0, dtype=np.float64).astype(np.float32)  # what a network finds in all images
-    groups = _alike(_normalized(unit_ND), threshold, seed, progress)
+    groups = _alike(_normalized(unit_ND), threshold, seed, "comparing features", progress)
     return [_near(data, rows) for rows in groups if len({data.sums[row] for row in rows}) > 1]
 
 
@@ -197,11 +197,13 @@ def encoded_copies(data: Labelled, *, seed: int = 0, progress: Progress | None =
     unit_ND = data.small_NCHW.reshape(len(data), -1).astype(np.float32)
     unit_ND -= unit_ND.mean(1, keepdims=True)
     unit_ND[list(data.one_colour)] = 0
-    groups = _alike(_normalized(unit_ND), SAME, seed, progress)
+    groups = _alike(_normalized(unit_ND), SAME, seed, "comparing images", progress)
     return [_near(data, rows) for rows in groups if len({data.sums[row] for row in rows}) > 1]
 
 
-def _alike(unit_ND: NDArray[np.float32], threshold: float, seed: int, progress: Progress | None) -> list[list[int]]:
+def _alike(
+    unit_ND: NDArray[np.float32], threshold: float, seed: int, what: str, progress: Progress | None
+) -> list[list[int]]:
     """Groups of rows of length 1, sorted, that are connected by cosines of at least `threshold`."""
     N, D = unit_ND.shape
     if D > PROJECTED:
@@ -219,7 +221,7 @@ def _alike(unit_ND: NDArray[np.float32], threshold: float, seed: int, progress: 
             keep = i < j
             _connect(unit_ND, i[keep], j[keep], threshold, groups)
         if progress is not None:
-            progress("comparing images", min(first + ROWS, N), N)
+            progress(what, min(first + ROWS, N), N)
     return sorted(sorted(rows) for rows in groups.members.values())
 
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nlt.detect import scores
 from nlt.detect.leave_one_out import choose_features
-from nlt.detect.masks import smallest
+from nlt.detect.masks import MOST, smallest
 from nlt.detect.posterior import STEPS, knowing_the_label, log_odds_wrong, true_class
 from nlt.detect.rate import Rate, estimate_rates
 from nlt.detect.transition import estimate_transition
@@ -71,7 +71,7 @@ class LabelErrors:
     def flagged(self) -> NDArray[np.bool_]:
         """Return whose label is to be acted on: p_wrong above 1/2, but no more than the rate says are wrong (and at
         most 99 %), the most suspicious first."""
-        most = smallest(torch.from_numpy(self.scores["posterior"]), min(self.rate.point, 0.99))
+        most = smallest(torch.from_numpy(self.scores["posterior"]), min(self.rate.point, MOST))
         return np.asarray((self.p_wrong_N > 0.5) & ~most.numpy())
 
     def table(self) -> "pd.DataFrame":

@@ -90,7 +90,7 @@ def leave_one_out(
             "analysis."
         )
     if features_ND.shape[1] > R:  # a rotation changes no prediction: N directions hold all N samples
-        rows: _Rows = _Turned(_in_few_directions(features_ND, part))
+        rows: _Rows = _in_few_directions(features_ND, part)
     else:
         rows = _Standardized(features_ND, part)
     counts_K = np.bincount(labels_N, minlength=K).astype(np.float64)
@@ -172,17 +172,7 @@ class _Standardized:
         return np.asarray(rows_BD, self.dtype)
 
 
-class _Turned:
-    """Rows that are as they should be."""
-
-    def __init__(self, rows_NR: Floats) -> None:
-        self.rows_NR = rows_NR
-
-    def __getitem__(self, span: slice) -> NDArray[Any]:
-        return self.rows_NR[span]
-
-
-_Rows = _Standardized | _Turned
+_Rows = _Standardized | Floats
 
 
 def _in_few_directions(features_ND: NDArray[Any], part: int) -> Floats:

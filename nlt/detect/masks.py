@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Rounding = Literal["down", "as_code"]
+MOST = 0.99  # of the samples that may be flagged, whatever the estimate of the rate
 
 
 def smallest(scores_N: Tensor, forget_rate: float, rounding: Rounding = "down") -> Tensor:

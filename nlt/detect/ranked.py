@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from nlt.detect.errors import LabelErrors
-from nlt.detect.masks import smallest
+from nlt.detect.masks import MOST, smallest
 
-MOST = 0.99  # of the samples that may be flagged, whatever the estimate
 LEAST = 0.501  # of a label that is taken for wrong: above 1/2 in half floats and in print, too
 
 
