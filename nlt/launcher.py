@@ -351,7 +351,8 @@ def _ending(tracker: Tracker, run: str, steps: int, stop: Stop) -> Iterator[_End
             raise
         except BaseException as error:
             why = _hint(error, len(tracker.epochs) + 1)
-            hopeless = isinstance(error, Diverged | BadInput)
+            # Bad input that shows only after a while may have been good: weights that are gone come back.
+            hopeless = isinstance(error, Diverged) or (isinstance(error, BadInput) and not tracker.epochs)
             with stop.held():
                 tracker.stop("FAILED", why or f"{type(error).__name__}: {error}", over=hopeless)
             if why and isinstance(error, OSError):  # of the disk that MLflow's database is on, perhaps

@@ -14,6 +14,7 @@ from nlt.data import Dataset, hold_out
 from nlt.detect import checked_labels
 from nlt.hardware import find_device, find_precision
 from nlt.noise import empirical_matrix, with_noise_file
+from nlt.pretrained import file_sha256
 from nlt.provenance import git_commit
 from nlt.run import Prepared
 from nlt.settings import BadInput
@@ -107,12 +108,11 @@ def fingerprint(spec: Experiment, prepared: Prepared) -> dict[str, str]:
     """What has to be equal for a run to go on."""
     train = prepared.train
     labels = hashlib.sha256(train.ids_N.numpy().tobytes() + train.labels_N.numpy().tobytes()).hexdigest()
-    outside = hashlib.sha256(spec.outside_weights().encode()).hexdigest()
     return {
         "spec": spec.sha256(),
         "data set": prepared.dataset.digest,
         "set of training labels": labels,
-        "file of outside weights": outside,
+        "file of outside weights": " ".join(file_sha256(file) for file in spec.weight_files()),
     }
 
 

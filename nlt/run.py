@@ -25,7 +25,12 @@ from nlt.detect.posterior import STEPS
 from nlt.features import of_images
 from nlt.models import Model
 from nlt.optim import Optimizer
+from nlt.settings import BadInput
 from nlt.train import Diverged, Epoch, Learner, Stage, embed, evaluate, predict
+
+_ANOTHER_VERSION = (
+    "it was written by another version of the method: go on with that one, or begin anew with nlt launch --rerun"
+)
 
 
 @dataclass(frozen=True)
@@ -326,15 +331,15 @@ class Run:
             self.learners.keys() | self.buffers.keys(),
         )
         if saved != registered:
-            raise RuntimeError(
+            raise BadInput(
                 f"the checkpoint holds {sorted(saved)} and the method registers {sorted(registered)} before the stage "
-                f"{state['stage']!r}: it was written by another version of the method"
+                f"{state['stage']!r}: {_ANOTHER_VERSION}"
             )
         for name, tensor in state["buffers"].items():
             if tensor.shape != self.buffers[name].shape:
-                raise RuntimeError(
+                raise BadInput(
                     f"the buffer {name!r} has the shape {tuple(tensor.shape)} in the checkpoint and "
-                    f"{tuple(self.buffers[name].shape)} in the method: it was written by another version of the method"
+                    f"{tuple(self.buffers[name].shape)} in the method: {_ANOTHER_VERSION}"
                 )
         self.step, self.skipped = state["step"], state.get("skipped", 0)  # checkpoints of nlt 0.1 have none
         for name, learner_state in state["learners"].items():

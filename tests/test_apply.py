@@ -251,6 +251,23 @@ def test_a_table_keeps_its_columns_whatever_they_are_called(tmp_path):
     assert (tmp_path / "out/clean.csv").read_text() == before.replace("1.png,cat", "1.png,dog") != before
 
 
+def test_an_output_that_does_not_say_where_labels_were_is_told_so(tmp_path):
+    """Of an earlier nlt; it was not changed by anybody."""
+    one = folder(tmp_path / "photos", ["a/1.png", "b/1.png"])
+    rows = pd.DataFrame([["a/1.png", "cat"], ["b/1.png", "dog"]], columns=["path", "label"])
+    data = Labelled(
+        one.source, "list", ("cat", "dog"), np.array([0, 1]), one.names, one.sums, rows=rows, label_column=1
+    )
+    out = tmp_path / "out"
+    write_output(out, data, judged(data), export="csv")
+    found = json.loads((out / "manifest.json").read_text())
+    del found["label_column"]
+    (out / "manifest.json").write_text(json.dumps(found))
+    told = [{"path": "a/1.png", "decision": "relabel", "label": "dog"}]
+    with pytest.raises(BadInput, match="was written by an earlier nlt, .*: run nlt detect again, decisions stay"):
+        apply(out, [decisions_csv(tmp_path / "d.csv", told)])
+
+
 def test_a_carriage_return_is_a_sign_like_any_other(tmp_path):
     """Python 3.11 leaves it bare, and a bare one ends the line."""
     one = folder(tmp_path / "photos", ["a/1\r.png", "a/2.png", "b/1.png"])

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from PIL import Image
 import nlt.cleaning.folder
 from nlt.cleaning import decide, write_output
 from nlt.cleaning.export import Clean, folder_names, write_labelstudio, write_npz
-from nlt.cleaning.folder import built
+from nlt.cleaning.folder import built, check_place
 from nlt.data.labelled import read_labelled
 from nlt.settings import BadInput
 
@@ -505,6 +506,26 @@ def test_hidden_files_of_people_stay_too(data, out):
     assert (kept[".git/config"], kept[".notes.txt"]) == (b"[core]", b"mine") and "decisions/.ann.csv" in kept
 
 
+def test_a_folder_of_people_is_carried_over_as_it_is_at_the_swap(data, out, monkeypatch):
+    """What is written into it between the copy and the swap, too; a socket, as git's, is passed over."""
+    write_output(out, data, judged(data))
+    (out / ".git").mkdir()
+    (out / ".git" / "config").write_text("[core]")
+    swap = nlt.cleaning.folder._swap
+
+    def late(part, out):
+        (out / ".git" / "late").write_text("a commit")
+        swap(part, out)
+
+    monkeypatch.setattr("nlt.cleaning.folder._swap", late)
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(out / ".git")  # a socket's path has 108 bytes at most
+        listening.bind("fsmonitor")
+        monkeypatch.chdir(out.parent)
+        write_output(out, data, judged(data), export="csv")
+    assert sorted(path.name for path in (out / ".git").iterdir()) == ["config", "late"]
+
+
 def test_decisions_are_there_at_the_moment_of_the_swap(data, out, monkeypatch):
     write_output(out, data, judged(data, SUGGESTED))
     (out / "decisions.csv").write_text("path,decision\n")
@@ -633,3 +654,12 @@ def test_killed_at_any_moment_the_old_or_the_new_one_is_whole(tmp_path):
     writer.stdin.close()
     writer.wait(timeout=30)
     assert seen == {"folder", "csv"} and halves > 3
+
+
+def test_a_place_that_no_folder_can_have_is_known_at_once(data, tmp_path):
+    (tmp_path / "file.txt").write_text("mine")
+    with pytest.raises(
+        BadInput, match=r"file\.txt/out cannot be written in .*file\.txt \(Not a directory\): make that"
+    ):
+        check_place(tmp_path / "file.txt" / "out", data.source)
+    assert (tmp_path / "file.txt").read_text() == "mine"

@@ -283,7 +283,7 @@ def test_an_estimate_that_is_unreliable_removes_nothing(run, tmp_path):
     kept = {file.parent.name for file in (tmp_path / "out" / "clean").rglob("*.png")}
     assert len(kept) < 2  # by no means what anybody wants
     emptied = ", ".join(f"'{name}'" for name in sorted({"a", "b"} - kept))
-    assert f"the clean data set has no image of {emptied}: look before you use it." in result.stderr
+    assert f"the clean data set has no sample of {emptied}: look before you use it." in result.stderr
 
 
 def test_whatever_ails_mlflow_costs_no_result(planted, run, tmp_path, store_uri):
@@ -295,7 +295,7 @@ def test_whatever_ails_mlflow_costs_no_result(planted, run, tmp_path, store_uri)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["run_id"] is None and (tmp_path / "out" / "labels.csv").exists()
-    assert "MLflow has no run of it (BadInput: the MLflow experiment 'detect' is deleted: restore it" in result.stderr
+    assert "MLflow has no run of it (the MLflow experiment 'detect' is deleted: restore it" in result.stderr
 
 
 def test_an_export_that_cannot_be_is_refused_before_the_work(run, tmp_path):

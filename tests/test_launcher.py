@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import nlt
 from nlt.data import Digits
-from nlt.launcher import Options, RunFailed, launch, unfinished_runs
+from nlt.launcher import Listener, Options, RunFailed, launch, resume, unfinished_runs
 from nlt.prepare import prepare
 from nlt.reading import check
 from nlt.settings import BadInput
@@ -380,6 +380,29 @@ def test_input_that_shows_itself_as_bad_in_a_run_ends_it_for_good(store_uri, sto
     with pytest.raises(BadInput, match="a feature: mend it"):
         nlt.launch(spec_of(method=method), options=Options(device="cpu", tracking_uri=store_uri))
     assert unfinished_runs(store) == []
+
+
+def test_weights_that_are_gone_for_a_while_cost_no_run_that_has_begun(store_uri, store, monkeypatch):
+    """They may come back; only a run without an epoch has nothing to lose."""
+
+    def gone(*_):
+        raise BadInput("the weights are gone: put them back")
+
+    options, method = Options(device="cpu", tracking_uri=store_uri), {"name": "standard", "training": {"epochs": 3}}
+
+    def after(epoch):
+        if epoch.t == 2:
+            monkeypatch.setattr(nlt.run.Run, "learner", gone)
+            raise RuntimeError("cut off")
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        nlt.launch(spec_of(method=method), options=options, listener=Listener(on_epoch=after))
+    for _ in range(2):
+        (unfinished,) = unfinished_runs(store)
+        with pytest.raises(BadInput, match="put them back"):
+            resume(unfinished, options=options)
+    monkeypatch.undo()
+    assert len(resume(unfinished, options=options).epochs) == 3
 
 
 def launch_in_background(store_uri: str, tmp_path: Path, **changes) -> subprocess.Popen:

@@ -574,6 +574,10 @@ def test_what_is_no_file_is_written_to_and_not_replaced(filled, tmp_path):
     assert done.exit_code == 0, done.output
     assert read.startswith(b"experiment,label")
     assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "file")  # as /dev/stdout is one
+    assert nlt("compare", "--format", "csv", "--output", tmp_path / "link", "--tracking-uri", filled.uri).exit_code == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text().startswith("experiment,label")
 
 
 # ---- the summary run ----

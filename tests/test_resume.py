@@ -434,6 +434,16 @@ def test_a_mask_that_leaves_one_image_is_refused_where_batch_norm_cannot_take_it
         prepare(spec, 0, "cpu", "data")
 
 
+def test_what_was_begun_after_a_twin_had_finished_goes_on(killer, place):
+    """`--rerun` of a finished run, killed: what was asked for is not done."""
+    spec = spec_file(place, "standard")
+    assert killer("launch", spec, "--device", "cpu", cwd=place)[0] == 0
+    code, _ = killer("launch", spec, "--device", "cpu", "--rerun", cwd=place, die={"at": "after-checkpoint", "n": 2})
+    assert code == -9
+    code, text = killer("resume", cwd=place)
+    assert code == 0 and "goes on after 2 of" in text
+
+
 def test_a_run_whose_twin_has_finished_is_left(killer, killed):
     """Two launches of the same at once: both begin, one is killed. The numbers are there; named, it goes on."""
     run_id = run_json(killed).parent.name

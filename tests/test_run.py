@@ -8,6 +8,7 @@ from conftest import make_run, samples
 
 from nlt.losses import CE
 from nlt.optim import Constant
+from nlt.settings import BadInput
 from nlt.train import Diverged, Stage, evaluate, train_epoch
 
 
@@ -239,9 +240,9 @@ def test_a_checkpoint_of_another_version_of_a_method_is_refused_by_name():
         return states
 
     (state,) = trained({"a": 4})
-    with pytest.raises(RuntimeError, match=r"holds \['a', 'net'\] and the method registers \['b', 'net'\]"):
+    with pytest.raises(BadInput, match=r"holds \['a', 'net'\] and the method registers \['b', 'net'\]"):
         trained({"b": 4}, resume=state)
-    with pytest.raises(RuntimeError, match=r"'a' has the shape \(4,\) in the checkpoint and \(1,\) in the method"):
+    with pytest.raises(BadInput, match=r"'a' has the shape \(4,\) in the checkpoint and \(1,\) in the method"):
         trained({"a": 1}, resume=state)
 
 

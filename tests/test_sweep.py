@@ -259,9 +259,7 @@ def test_a_run_on_another_file_of_weights_is_neither_finished_nor_gone_on_with(s
     assert (planned(), notes) == ([done.run_id], [])
     put(1)
     assert planned() == []
-    assert notes[0].startswith(
-        f"the finished run {done.run_id} (a, seed 0) rests on other weights ('w.safetensors, SHA"
-    )
+    assert notes[0].startswith(f"the finished run {done.run_id} (a, seed 0) used other weights ('w.safetensors, SHA")
     assert notes[0].endswith("): it runs anew.")
 
     class Stopped(Exception):
@@ -281,7 +279,7 @@ def test_a_run_on_another_file_of_weights_is_neither_finished_nor_gone_on_with(s
         resume(unfinished, store=store, options=WHERE)
     notes.clear()
     assert planned() == [done.run_id]
-    assert notes[0].startswith(f"the finished run {done.run_id} (a, seed 0) stays so, though its weights cannot be")
+    assert notes[0].startswith("1 finished runs stay so, though their weights cannot be compared")
 
 
 def test_a_finished_run_of_a_job_on_other_data_is_not_it(store: Store):

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nlt.cleaning.decide import final_labels, numbers
 from nlt.cleaning.decisions import Decision, Found, content_name, merge, read_decisions, read_file
 from nlt.cleaning.export import table_bytes
-from nlt.cleaning.folder import DECISIONS, built, read_manifest, real_place
+from nlt.cleaning.folder import DECISIONS, built, carry, read_manifest, real_place
 from nlt.cleaning.output import result_digest, write_result
 from nlt.cleaning.page import with_review
 from nlt.cleaning.sample import Estimate, Sample, estimate_rate
@@ -57,7 +57,7 @@ def apply(out: Path, decisions: Sequence[Path] = ()) -> Applied:
     Raises:
         BadInput: no output folder, no decisions, a file with a line that does not fit, images that have changed since.
     """
-    out = real_place(out)
+    called, out = out, real_place(out)
     read_manifest(out)  # BadInput before anything is made beside what is none of ours
     given = [(file, read_file(file)) for file in decisions]
     contents = {content_name(content): content for _, content in given}
@@ -83,7 +83,7 @@ def apply(out: Path, decisions: Sequence[Path] = ()) -> Applied:
         pixels_NCHW = _read_pixels(source, table) if manifest["kind"] == "npz" else None
         reviewed = {key: value for key, value in asdict(applied).items() if key != "folder"}
         for name in ("worst.png", "detected"):
-            _link(out / name, part / name)
+            carry(out / name, part / name)
         if (page := out / "report.html").is_file():
             text = with_review(page.read_text(encoding="utf-8"), applied)
             (part / "report.html").write_text(text, encoding="utf-8")
@@ -95,7 +95,7 @@ def apply(out: Path, decisions: Sequence[Path] = ()) -> Applied:
         if open_:
             (part / "disagreements.csv").write_bytes(_disagreements(open_, table))
         write_result(part, decided, source, rows, pixels_NCHW, manifest | {"reviewed": _rounded(reviewed)})
-    return applied
+    return replace(applied, folder=called)
 
 
 def decide_anew(
@@ -184,12 +184,17 @@ def _read_result(out: Path, manifest: Mapping[str, Any]) -> tuple[pd.DataFrame, 
         given = _read_rows(rows) if rows.is_file() else None
         whole &= manifest["kind"] in ("folder", "list", "npz", "features")
         whole &= "action" in manifest and "export" in manifest
-        whole &= given is None or manifest.get("label_column") in range(given.shape[1])
+        whole &= given is None or manifest.get("label_column", 0) in range(given.shape[1])
         source = Path(os.path.normpath(os.path.join(os.path.realpath(out), manifest["source"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{out} is damaged ({file.name} of detected/ or the manifest): run nlt detect again") from error
     if not whole:
         raise BadInput(f"{file} was changed since nlt detect wrote it: run nlt detect again")
+    if given is not None and "label_column" not in manifest:
+        raise BadInput(
+            f"{out} was written by an earlier nlt, which did not note the column of the labels: run nlt detect again, "
+            "decisions stay"
+        )
     if not source.exists():
         raise BadInput(f"{source}, which {out} was made from, is not there: put it back, or run nlt detect again")
     return table, given, sample, source
@@ -220,19 +225,6 @@ def _check_files(source: Path, decided: pd.DataFrame) -> None:
                 raise BadInput(f"{source / name} cannot be read ({error.strerror}): put it back") from error
             if not same:
                 raise BadInput(f"{source / name} has changed since nlt detect judged it: run nlt detect again")
-
-
-def _link(old: Path, new: Path) -> None:
-    """Let a file, or those of a folder, be part of the new output, too."""
-    if old.is_dir():
-        new.mkdir()
-        for file in sorted(old.iterdir()):
-            _link(file, new / file.name)
-    elif old.is_file():
-        try:
-            os.link(old, new)
-        except OSError:
-            new.write_bytes(old.read_bytes())
 
 
 def _disagreements(open_: Mapping[int, list[Decision]], table: pd.DataFrame) -> bytes:

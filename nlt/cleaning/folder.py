@@ -52,12 +52,15 @@ def check_place(out: Path, source: Path, labels: Path | None = None) -> None:
     with suppress(FileNotFoundError):  # a working directory that is gone
         if Path.cwd().is_relative_to(real_out):
             raise BadInput(f"--out {out} holds the working directory, and is replaced as a whole: go elsewhere first")
-    there = next(parent for parent in real_out.parents if parent.exists())
+    there = real_out.parent
     try:
+        while not there.exists():
+            there = there.parent
         os.rmdir(tempfile.mkdtemp(prefix=".", dir=there))
     except OSError as error:
         raise BadInput(
-            f"--out {out} cannot be written ({error.strerror}): make {there} writable, or name another folder"
+            f"--out {out} cannot be written in {there} ({error.strerror}): make that a folder to write in, or name "
+            "another one"
         ) from error
     if not os.path.lexists(out):
         return
@@ -219,18 +222,28 @@ def rescue(old: Path, new: Path) -> None:
     for path in sorted(theirs):
         target = new / path.relative_to(old)
         target.parent.mkdir(exist_ok=True)
-        if path.is_dir() and not path.is_symlink():
-            if not target.exists():
-                shutil.copytree(path, target, symlinks=True)
-        elif path.is_symlink():
-            if not os.path.lexists(target):
-                target.symlink_to(os.readlink(path))
-        elif path.is_file():
-            content = path.read_bytes()
-            if target.is_file() and target.read_bytes() != content:
-                target = target.with_name(f"{path.stem}-{hashlib.sha256(content).hexdigest()[:16]}{path.suffix}")
-            if not target.exists():
-                target.write_bytes(content)
+        if path.is_file() and target.is_file() and target.read_bytes() != (content := path.read_bytes()):
+            target = target.with_name(f"{path.stem}-{hashlib.sha256(content).hexdigest()[:16]}{path.suffix}")
+        carry(path, target)
+
+
+def carry(old: Path, new: Path) -> None:
+    """Let what is at `old` be at `new`, too, unless something is there: a file by one more name for it, or a copy where
+    the file system has no such, a folder file by file. Sockets and pipes are nobody's data."""
+    if old.is_symlink():
+        if not os.path.lexists(new):
+            new.symlink_to(os.readlink(old))
+    elif old.is_dir():
+        if not os.path.lexists(new):
+            new.mkdir()
+        if new.is_dir():
+            for path in sorted(old.iterdir()):
+                carry(path, new / path.name)
+    elif old.is_file() and not os.path.lexists(new):
+        try:
+            os.link(old, new)
+        except OSError:
+            shutil.copy2(old, new)
 
 
 def _sync(folder: Path) -> None:

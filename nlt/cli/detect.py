@@ -160,7 +160,7 @@ def detect(
         "images": written.images, "classes": len(judged.data.classes), "unreadable": written.unreadable,
         "rate": rate.point, "rate_low": rate.low, "rate_high": rate.high, "flagged": written.flagged,
         "accuracy": judged.errors.accuracy, "features": judged.errors.features, "ranking": judged.errors.ranking,
-        "outside_weights": judged.outside_weights, "action": done, "out": str(out),
+        "outside_weights": judged.outside_weights, "action": done, "out": str(out), "emptied": written.emptied,
         "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
     quality = judged.quality(THRESHOLD)
@@ -168,7 +168,7 @@ def detect(
     if action is None and not reliable:
         warn("the estimate is unreliable: nothing is removed, and what is flagged waits for review (or give --action).")
     if written.emptied:
-        warn(f"the clean data set has no image of {', '.join(map(brief, written.emptied))}: look before you use it.")
+        warn(f"the clean data set has no sample of {', '.join(map(brief, written.emptied))}: look before you use it.")
     if any((out / DECISIONS).glob("*.csv")):
         warn(f"what people decided is kept, and is no part of this result: nlt apply {quote(str(out))} takes it in.")
     if as_json:
@@ -352,7 +352,8 @@ def _track(store: "Store", source: Path, judged: "Judged", found: dict[str, Any]
             grid if grid.is_file() else None,
         )  # fmt: skip
     except Exception as error:  # whatever ails MLflow, its server, or the place of its artifacts
-        why = f"{type(error).__name__}: {error}".strip().partition("\n")[0].removesuffix(".")
+        kind = "" if isinstance(error, BadInput) else f"{type(error).__name__}: "
+        why = f"{kind}{error}".strip().partition("\n")[0].removesuffix(".")
         warn(f"MLflow has no run of it ({why}); all that was found is in {out}.")
         return None
 

@@ -100,7 +100,7 @@ def _write(path: Path, content: bytes) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():  # a pipe, /dev/stdout: what it leads to is not to be replaced
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/stdout, a pipe: written into
             path.write_bytes(content)
         else:
             write_whole(path, content)

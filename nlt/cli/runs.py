@@ -152,7 +152,8 @@ def _on_ray() -> "Callable[..., None]":
 def resume(
     run_ids: tuple[str, ...], device: str | None, data_root: Path | None, jobs: int | None, tracking_uri: str | None
 ) -> None:
-    """Go on with interrupted runs, each in its own MLflow run; without RUN_ID with all of this store.
+    """Go on with interrupted runs, each in its own MLflow run; without RUN_ID with all of this store, but those that
+    another run of the same has finished for meanwhile.
 
     A run goes on after its last checkpoint. On a CPU it ends with the numbers of one never interrupted.
     Its experiment file is not read again: the run keeps the spec it was launched with.
@@ -190,20 +191,24 @@ def resume(
 
 
 def _is_finished_elsewhere(store: "Store", unfinished: "Unfinished") -> bool:
-    """Return whether another run of the same experiment and seed is finished, and say so."""
+    """Return whether another run of the same experiment, seed, data and weights has finished since, and say so."""
     from mlflow.exceptions import MlflowException
 
     from nlt.sweep import Job
     from nlt.sweep.plan import finished_before
+    from nlt.tracking import data_digest
 
+    run_id, which = unfinished.run_id, f"{unfinished.spec.name}, seed {unfinished.seed}"
     try:
         twin = finished_before(store, Job(unfinished.spec, unfinished.seed))
+        if twin is None:
+            return False
+        own, its = (store.client.get_run(run) for run in (run_id, twin.run_id))
     except MlflowException:  # its server is away, which keeps no run from going on
         return False
-    if twin is None:
+    alike = [(data_digest(run), run.data.tags.get("nlt.outside_weights")) for run in (own, its)]
+    if alike[0] != alike[1] or its.info.end_time < own.info.start_time:  # as after --rerun
         return False
-    which = f"{unfinished.spec.name}, seed {unfinished.seed}"
-    run_id = unfinished.run_id
     warn(f"run {run_id} ({which}) is left, as run {twin.run_id} has finished the same: nlt resume {run_id} goes on.")
     return True
 

@@ -268,11 +268,15 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
     """
     by_spec: dict[str, dict[int, MlflowRun]] = defaultdict(dict)
     data_of: dict[str, str] = {}
+    weights_of: dict[str, str] = {}
     for run in runs:
-        digest = data_digest(run)
-        if digest and data_of.setdefault(run.data.tags["nlt.spec_sha256"], digest) != digest:
+        digest, sha = data_digest(run), run.data.tags["nlt.spec_sha256"]
+        if digest and data_of.setdefault(sha, digest) != digest:
             continue
-        by_spec[run.data.tags["nlt.spec_sha256"]].setdefault(int(run.data.tags["nlt.seed"]), run)
+        outside = run.data.tags.get("nlt.outside_weights", "")
+        if weights_of.setdefault(sha, outside) != outside:
+            continue
+        by_spec[sha].setdefault(int(run.data.tags["nlt.seed"]), run)
     groups = [dict(sorted(seeds.items())) for seeds in by_spec.values()]
     firsts = [next(iter(group.values())) for group in groups]
     noises = [noise_of(run) for run in firsts]

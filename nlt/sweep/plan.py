@@ -175,23 +175,29 @@ def _trained_on_other_data(
 def _on_other_weights(
     finished: dict[Key, MlflowRun], wanted: dict[Key, Experiment], warn: Callable[[str], None]
 ) -> list[Key]:
-    """Return which finished runs rest on another file of weights than their spec names now; say so of each.
+    """Return which finished runs rest on another file of weights than their spec names now; say so, a line a spec.
 
     Where the file cannot be read they stay finished.
     """
+    by_spec = defaultdict[str, list[Key]](list)
+    for key in finished:
+        if wanted[key].weight_files():
+            by_spec[key[1]].append(key)
     outdated = list[Key]()
-    for key, run in finished.items():
-        if not wanted[key].weight_files():
-            continue
-        which = f"the finished run {run.info.run_id} ({run.info.run_name}, seed {key[2]})"
+    for keys in by_spec.values():
         try:
-            now = wanted[key].outside_weights()
+            now = wanted[keys[0]].outside_weights()
         except BadInput as error:
-            warn(f"{which} stays so, though its weights cannot be compared with those there now: {error}.")
+            warn(f"{len(keys)} finished runs stay so, though their weights cannot be compared with those now: {error}.")
             continue
-        if now != (then := run.data.tags.get("nlt.outside_weights", "")):
-            warn(f"{which} rests on other weights ({brief(then, 200)}, now {brief(now, 200)}): it runs anew.")
-            outdated.append(key)
+        then = {key: finished[key].data.tags.get("nlt.outside_weights", "") for key in keys}
+        if changed := [key for key in keys if then[key] != now]:
+            outdated += changed
+            run = finished[changed[0]]
+            which = f"the finished run {run.info.run_id} ({run.info.run_name}, seed {changed[0][2]})"
+            more, anew = (f" and {len(changed) - 1} more", "they run") if len(changed) > 1 else ("", "it runs")
+            old, new = brief(then[changed[0]], 200), brief(now, 200)
+            warn(f"{which}{more} used other weights ({old}, now {new}): {anew} anew.")
     return outdated
 
 
