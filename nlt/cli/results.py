@@ -143,6 +143,7 @@ def ui(port: int, tracking_uri: str | None) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job workers are for GenAI and cost 250 MB each
         "PYTHONWARNINGS": "ignore",  # of MLflow's own dependencies
         "MLFLOW_BACKEND_STORE_URI": store.uri,  # not an argument: a database's password would show in the process list
+        "MLFLOW_REGISTRY_STORE_URI": store.uri,  # the same by default, of which the server would tell
     }
     # A group of its own: MLflow starts further processes, and none may stay behind when this one is told to end.
     server = subprocess.Popen(command, env=os.environ | more, start_new_session=True)
