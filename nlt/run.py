@@ -363,16 +363,11 @@ class Run:
     ) -> None:
         """Measure an epoch that is over, and tell of it.
 
-        Args:
-            epoch: it.
-            began: by the clock.
-            seen: images before it.
-            accuracies: those measured before it, if they were.
-            stage: which it is of.
-            patience: of the stage.
+        It began at the time `began`, when the learners had seen `seen` images; `accuracies` are those measured before
+        it, if they were.
         """
         train_accuracy = epoch.accuracy()  # waits for the device, so the clock below is true
-        seconds = time.perf_counter() - began
+        seconds, images_seen = time.perf_counter() - began, self._images_seen()
         losses_N = epoch.losses_N.to("cpu", copy=True)
         visited_N = epoch.seen_N.cpu()
         accuracies = accuracies or self._evaluate()
@@ -383,11 +378,11 @@ class Run:
         metrics = {
             "train/loss": float(losses_N[visited_N].double().mean()),
             "train/accuracy": train_accuracy,
-            "train/images_seen": self._images_seen(),
+            "train/images_seen": images_seen,
             **accuracies,
             "optim/lr": self.nets[0].lr,
             "time/epoch_seconds": seconds,
-            "time/images_per_second": (self._images_seen() - seen) / seconds,
+            "time/images_per_second": (images_seen - seen) / seconds,
             **{f"method/{name}": self._number(name, value) for name, value in epoch.metrics.items()},
         }
         reported = {name: tensor.cpu() for name, tensor in epoch.reported.items()}

@@ -127,8 +127,9 @@ def detect(
     # What can be wrong is found before the work.
     check_place(out, source, given.labels_file())
     _check_apart(given, data_root, tracking_uri)
-    form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[given.kind()]
-    check_export(form, given.kind())
+    kind = given.kind()
+    form: Any = export or {"folder": "folder", "list": "csv", "npz": "npz", "features": "csv"}[kind]
+    check_export(form, kind)
     check_image_size(image_size)
     trained = read_detector(detector, given)
     here = find_device(device) if trained else None

@@ -104,9 +104,8 @@ def drawings(comparison: Comparison, panels: list[Panel]) -> list[Drawing]:
         apart = comparison.many_noises
         together = [[panel] for panel in detecting] if apart else [detecting]
         with_losses = [panel for panel in panels if panel.losses]
-        called = dict(
-            zip((panel.noise for panel in panels), file_names([panel.noise for panel in panels]), strict=True)
-        )
+        noises = [panel.noise for panel in panels]
+        called = dict(zip(noises, file_names(noises), strict=True))
         result = [
             _ranks(comparison),
             _accuracy(panels, style),

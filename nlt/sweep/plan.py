@@ -158,16 +158,14 @@ def _trained_on_other_data(
             continue
         if changed := [key for key in keys if data_digest(finished[key]) != now]:
             outdated += changed
-            run = finished[changed[0]]
-            more, anew = (f" and {len(changed) - 1} more", "they run") if len(changed) > 1 else ("", "it runs")
+            which, anew = _in_words(changed, finished)
             parts = {"data.path": spec.data, "noise.path": spec.noise}
             named = [
                 f"{what} {brief(path, 200)}" for what, part in parts.items() if (path := getattr(part, "path", None))
             ]
             warn(
-                f"{' or '.join(named)} is no longer what the finished run {run.info.run_id} "
-                f"({run.info.run_name}, seed {changed[0][2]}){more} trained on (digest {data_digest(run)}, now {now}): "
-                f"{anew} anew."
+                f"{' or '.join(named)} is no longer what {which} trained on "
+                f"(digest {data_digest(finished[changed[0]])}, now {now}): {anew}."
             )
     return outdated
 
@@ -193,12 +191,17 @@ def _on_other_weights(
         then = {key: finished[key].data.tags.get("nlt.outside_weights", "") for key in keys}
         if changed := [key for key in keys if then[key] != now]:
             outdated += changed
-            run = finished[changed[0]]
-            which = f"the finished run {run.info.run_id} ({run.info.run_name}, seed {changed[0][2]})"
-            more, anew = (f" and {len(changed) - 1} more", "they run") if len(changed) > 1 else ("", "it runs")
+            which, anew = _in_words(changed, finished)
             old, new = brief(then[changed[0]], 200), brief(now, 200)
-            warn(f"{which}{more} used other weights ({old}, now {new}): {anew} anew.")
+            warn(f"{which} used other weights ({old}, now {new}): {anew}.")
     return outdated
+
+
+def _in_words(changed: list[Key], finished: dict[Key, MlflowRun]) -> tuple[str, str]:
+    """Return ("the finished run ID (NAME, seed 0) and 2 more", "they run anew")."""
+    run = finished[changed[0]]
+    which = f"the finished run {run.info.run_id} ({run.info.run_name}, seed {changed[0][2]})"
+    return (f"{which} and {len(changed) - 1} more", "they run anew") if len(changed) > 1 else (which, "it runs anew")
 
 
 def _adopt(store: Store, run_id: str, sweeps: str, sweep: str) -> None:
