@@ -21,9 +21,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
-from nlt.data.decoding import enable_heif, open_upright
-from nlt.data.listing import HEIF_SUFFIXES
-from nlt.data.samples import reason
+from nlt.data.decoding import enable_heif, open_again
 from nlt.settings import BadInput
 
 Export = Literal["folder", "csv", "npz", "labelstudio"]
@@ -247,32 +245,18 @@ def _pixels(clean: Clean) -> tuple[tuple[int, int, int], Callable[[int], NDArray
         _, C, H, W = pixels_NCHW.shape
         return (H, W, C), lambda row: pixels_NCHW[row].transpose(1, 2, 0)
     files = [clean.source / name for name in clean.names]
-    if heif := next((file for file in files if file.suffix.lower() in HEIF_SUFFIXES), None):
-        enable_heif(heif)
+    enable_heif(clean.source, clean.names)
     sizes: set[tuple[int, int]] = set()
     for file, label in zip(files, clean.table["label"], strict=True):
         if label and len(sizes) < 2:
-            sizes.add(_open(file).size)
+            sizes.add(open_again(file).size)
     W, H = size = sizes.pop() if len(sizes) == 1 else (SIDE, SIDE)
 
     def resized(row: int) -> NDArray[np.uint8]:
-        image = _open(files[row])
+        image = open_again(files[row])
         return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BICUBIC))
 
     return (H, W, 3), resized
-
-
-def _open(file: Path) -> Image.Image:
-    """The upright image of a file, in the pixels that were judged; BadInput where there is none any more."""
-    try:
-        image = open_upright(file, file.read_bytes(), "by mode")
-    except OSError as error:
-        raise BadInput(f"{file} cannot be read any more ({reason(error)}): put it back and try again") from error
-    except MemoryError:
-        raise BadInput(f"{file} cannot be decoded for want of memory: replace or remove it") from None
-    if isinstance(image, str):
-        raise BadInput(f"{file} cannot be decoded any more ({image}): put it back and try again")
-    return image
 
 
 def write_labelstudio(into: Path, clean: Clean) -> None:

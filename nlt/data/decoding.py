@@ -12,7 +12,7 @@ import os
 import sys
 import uuid
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from glob import glob
@@ -68,10 +68,7 @@ def decode_images(top: Path, paths: Sequence[str], pixels: Pixels, root: Path) -
     Raises:
         BadInput: a file cannot be read or decoded, has another size than the rest, or changes meanwhile.
     """
-    heif = next((path for path in paths if Path(path).suffix.lower() in HEIF_SUFFIXES), None)
-    if heif is not None:
-        enable_heif(top / heif)
-    key = json.dumps([CACHE_VERSION, asdict(pixels), decoders(heif is not None), list(paths)])
+    key = json.dumps([CACHE_VERSION, asdict(pixels), decoders(enable_heif(top, paths)), list(paths)])
     prefix = f"images-{CACHE_VERSION}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     caches = root / "cache"
     sums = None
@@ -92,15 +89,19 @@ def decoders(heif: bool) -> dict[str, str | None]:
     return codecs | {"pillow": version("pillow"), "pillow-heif": version("pillow-heif") if heif else None}
 
 
-def enable_heif(file: Path) -> None:
-    """Let Pillow know HEIF; BadInput where the extra is missing."""
+def enable_heif(top: Path, paths: Sequence[str]) -> bool:
+    """Let Pillow know HEIF if a path, relative to `top`, is of that; return whether. BadInput without the extra."""
+    first = next((path for path in paths if Path(path).suffix.lower() in HEIF_SUFFIXES), None)
+    if first is None:
+        return False
     try:
         from pillow_heif import register_heif_opener  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:
         raise BadInput(
-            f"{file} can only be read with pillow-heif: pip install 'nlt[heic]', or convert such images to JPEG"
+            f"{top / first} can only be read with pillow-heif: pip install 'nlt[heic]', or convert such images to JPEG"
         ) from error
     register_heif_opener(thumbnails=False)
+    return True
 
 
 def _name(sums: list[bytes]) -> str:
@@ -117,6 +118,16 @@ def _read(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:  # not for on_bad_image: a disk that fails must not make a smaller data set
         raise BadInput(f"{file} cannot be read ({reason(error)}): make it readable or remove it") from error
+
+
+@contextlib.contextmanager
+def strict() -> Iterator[None]:
+    """Make an error of Pillow's warning of decompression bombs, in all threads: the filters are not a thread's own."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def in_order(
@@ -148,7 +159,6 @@ def _decode_all(
     top: Path, paths: Sequence[str], pixels: Pixels, sums: list[bytes] | None
 ) -> tuple[list[bytes], Decoded]:
     """(SHA-256 sums, images) of the same bytes; `sums`: what an earlier reading found, which must be found again."""
-    from PIL import Image
 
     def decode(row: int) -> tuple[bytes, NDArray[np.uint8] | str]:
         raw = _read(top / paths[row])
@@ -160,8 +170,7 @@ def _decode_all(
     found: list[bytes] = []
     bad: dict[int, str] = {}
     # closing: after an error nobody waits for the rest
-    with warnings.catch_warnings(), contextlib.closing(in_order(decode, len(paths), "decoding images")) as results:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # here: the filters are not a thread's own
+    with strict(), contextlib.closing(in_order(decode, len(paths), "decoding images")) as results:
         for row, (found_sum, image) in enumerate(results):
             file = top / paths[row]
             found.append(found_sum)
@@ -232,6 +241,31 @@ def open_upright(
         raise
     except Exception as error:  # decoders raise nearly anything on damaged files, decompression bombs included
         return reason(error)
+
+
+def open_again(file: Path, sha256: bytes | None = None, least: int | None = None) -> "Image.Image":
+    """The upright RGB image of a file that could be decoded before, deep grey by mode.
+
+    Args:
+        file: Named as it was then.
+        sha256: Of the bytes it held then, None if others will do.
+        least: As of `open_upright`.
+
+    Raises:
+        BadInput: it is gone, holds other bytes, or cannot be decoded any more.
+    """
+    try:
+        raw = file.read_bytes()
+        if sha256 is not None and content_sum(raw) != sha256:
+            raise BadInput(f"{file} {CHANGED}")
+        image = open_upright(file, raw, "by mode", least)
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read any more ({reason(error)}): put it back and try again") from error
+    except MemoryError:
+        raise BadInput(f"{file} cannot be decoded for want of memory: replace or remove it") from None
+    if isinstance(image, str):
+        raise BadInput(f"{file} cannot be decoded any more ({image}): put it back and try again")
+    return image
 
 
 def centre_square(image: "Image.Image", size: int) -> "Image.Image":

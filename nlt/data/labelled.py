@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nlt.data.decoding import CHANGED, Progress, centre_square, channels_first, content_sum, open_upright, rgb_image
+from nlt.data.decoding import Progress, centre_square, channels_first, content_sum, open_again, rgb_image, strict
 from nlt.data.listing import SPLIT_OF, list_judged
-from nlt.data.looking import Looked, look, one_colour, small_square, strict
+from nlt.data.looking import Looked, look, one_colour, small_square
 from nlt.data.npz import read_archive
 from nlt.data.samples import MAX_CLASSES, reason
 from nlt.data.table import name_files, read_table
@@ -106,20 +106,7 @@ class Labelled:
             raise BadInput(f"{self.source} holds numbers, no images: name a folder, a CSV or an .npz to see images")
         if self.pixels_NCHW is not None:
             return rgb_image(self.pixels_NCHW[row])
-        file = self.source / self.names[row]
-        try:
-            raw = file.read_bytes()
-        except OSError as error:
-            raise BadInput(f"{file} cannot be read any more ({reason(error)}): put it back and try again") from error
-        if content_sum(raw) != self.sums[row]:
-            raise BadInput(f"{file} {CHANGED}")
-        try:
-            image = open_upright(file, raw, "by mode", least)
-        except MemoryError:
-            raise BadInput(f"{file} cannot be decoded for want of memory: replace or remove it") from None
-        if isinstance(image, str):  # it could be when it was looked at
-            raise BadInput(f"{file} cannot be decoded ({image}): replace or remove it")
-        return image
+        return open_again(self.source / self.names[row], self.sums[row], least)
 
 
 def read_labelled(

@@ -10,8 +10,7 @@ import json
 import os
 import sys
 import uuid
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,8 +27,8 @@ from nlt.data.decoding import (
     enable_heif,
     in_order,
     open_upright,
+    strict,
 )
-from nlt.data.listing import HEIF_SUFFIXES
 from nlt.data.samples import reason
 from nlt.settings import BadInput
 
@@ -73,10 +72,7 @@ class Looked(NamedTuple):
 
 def look(top: Path, paths: Sequence[str], cache: Path | None, progress: Progress | None) -> Looked:
     """Sum every file and see whether it can be decoded, or take the latter from the cache if all sums are the same."""
-    heif = next((path for path in paths if Path(path).suffix.lower() in HEIF_SUFFIXES), None)
-    if heif is not None:
-        enable_heif(top / heif)
-    key = json.dumps([CACHE_VERSION, decoders(heif is not None), SPREAD, SMALL, list(paths)])
+    key = json.dumps([CACHE_VERSION, decoders(enable_heif(top, paths)), SPREAD, SMALL, list(paths)])
     prefix = f"looked-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     before: list[bytes] | None = None
     if cache is not None and glob.glob(f"{prefix}-*.npz", root_dir=cache):
@@ -106,16 +102,6 @@ def look(top: Path, paths: Sequence[str], cache: Path | None, progress: Progress
 def _map(see: Callable[[int], Seen], N: int, progress: Progress | None) -> Generator[Seen, None, None]:
     with strict(), contextlib.closing(in_order(see, N, "reading images", progress)) as results:
         yield from results
-
-
-@contextlib.contextmanager
-def strict() -> Iterator[None]:
-    """Make an error of Pillow's warning of decompression bombs, in all threads: the filters are not a thread's own."""
-    from PIL import Image
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 def _see(file: Path, decode: bool) -> Seen:
