@@ -1,4 +1,4 @@
-"""Events of a launch's runs, from the process that trains them to the one that shows them.
+"""Events of a launch's runs, from the process that trains them to the one that shows them, and progress of other work.
 
 This file imports neither torch nor mlflow.
 """
@@ -68,6 +68,14 @@ class Failed:
     sentence: str
     run_id: str = ""
     undelivered: str = ""
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is done, how many are, of how many."""
+
+
+def silent(what: str, done: int, of: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 Event = Started | Progressed | Noted | Finished | Failed

@@ -535,6 +535,11 @@ def test_others_read_and_add_to_the_experiment_but_delete_nothing_in_it(team, sw
     shown = CliRunner().invoke(main, ["compare", "quickstart"])
     assert shown.exit_code == 0, shown.output
     assert shown.output.count("(2)") >= 6  # 2 methods x 2 rates, and the precision of the one that detects
+    page = tmp_path / "compared.html"
+    shown = CliRunner().invoke(main, ["compare", "quickstart", "--format", "html", "--output", str(page)])
+    assert shown.exit_code == 0, shown.output
+    drawn = set(re.findall(r'aria-label="([a-z]+)', page.read_text()))
+    assert {"accuracy", "detection", "losses"} <= drawn  # of what runs have left on the server
     run = client.create_run(client.get_experiment_by_name("quickstart").experiment_id)
     client.set_terminated(run.info.run_id)
     for what in (client.delete_run, client.delete_experiment):

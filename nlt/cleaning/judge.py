@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from nlt.backbones import AnyBackbone
 from nlt.cleaning.trained import judge_by_training
 from nlt.data.checks import Issue, check_labelled, encoded_copies, near_duplicates
-from nlt.data.decoding import Progress
 from nlt.data.labelled import Labelled
 from nlt.data.numbers import Numbers
 from nlt.detect import LabelErrors, find_label_errors, ranking_quality
+from nlt.events import Progress, silent
 from nlt.features import Maker, extract, seconds_for
 from nlt.spec import Experiment
 
@@ -74,7 +74,7 @@ def judge(
     device: torch.device | str = "cpu",
     maker: Maker | None = None,
     seed: int = 0,
-    progress: Progress = lambda what, done, of: None,
+    progress: Progress = silent,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> Judged:
     """Make features of the images, find wrong labels by them, and whatever else is wrong with the data set.

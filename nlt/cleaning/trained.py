@@ -15,9 +15,9 @@ from torch import Tensor
 from nlt import checkpoint
 from nlt.checkpoint import State
 from nlt.data import Dataset, Npz, Samples
-from nlt.data.decoding import Progress
 from nlt.data.labelled import Labelled
 from nlt.detect import LabelErrors, ranked_by
+from nlt.events import Progress, silent
 from nlt.forget_rate import MOST
 from nlt.methods.o2u import O2U
 from nlt.models import CNN9
@@ -76,7 +76,7 @@ def judge_by_training(
     data_root: Path,
     device: torch.device | str,
     seed: int,
-    progress: Progress = lambda what, done, of: None,
+    progress: Progress = silent,
     note: Callable[[str], None] = lambda sentence: None,
 ) -> LabelErrors:
     """Return the findings as a trained method ranks them, with its decisions and labels; the rate stays.

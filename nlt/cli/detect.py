@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from nlt.backbones import AnyBackbone
     from nlt.cleaning.export import Kind
     from nlt.cleaning.judge import Judged
-    from nlt.data.decoding import Progress
+    from nlt.events import Progress
     from nlt.features import Maker
     from nlt.spec import Experiment
     from nlt.tracking import Store

@@ -13,7 +13,7 @@ import click
 
 from nlt.cli.options import FILE, friendly, main, tracking_option
 from nlt.settings import BadInput
-from nlt.terminal import as_text, console
+from nlt.terminal import Bars, as_text, console
 
 
 @main.command()
@@ -67,11 +67,13 @@ def compare(
     if kind == "html" or figures:
         from nlt.report.summary import figures_of
 
-        drawn = [figures_of(store, comparison) for comparison in found]
+        with Bars() as progress:
+            drawn = [figures_of(store, comparison, progress) for comparison in found]
     if kind == "html":
         from nlt.report.html import page
 
-        text = page(list(zip(found, drawn, strict=True)))
+        with Bars() as progress:
+            text = page(list(zip(found, drawn, strict=True)), progress)
     elif kind == "table":
         shown = [table for comparison in found for table in tables(comparison)]
         if output is None:

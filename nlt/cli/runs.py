@@ -23,7 +23,7 @@ from nlt.cli.options import (
 )
 from nlt.events import Incomplete
 from nlt.settings import BadInput, brief
-from nlt.terminal import Board, Ledger, Lines, run_all, warn
+from nlt.terminal import Bars, Board, Ledger, Lines, run_all, warn
 
 if TYPE_CHECKING:
     from nlt.launcher import Options, Unfinished
@@ -116,7 +116,8 @@ def _sum_up(store: "Store", sweep: str) -> None:
     from nlt.report.summary import log_summary
 
     try:
-        run_id = log_summary(store, sweep)
+        with Bars() as progress:
+            run_id = log_summary(store, sweep, progress)
     except Exception as error:  # whatever it is, the runs themselves are safe, and their table is still to come
         reason = str(error).strip().partition("\n")[0]
         warn(f"the sweep {sweep} has no summary ({type(error).__name__}: {reason}): the same command writes it.")

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nlt.data.decoding import Progress
 from nlt.data.labelled import Labelled
 from nlt.data.looking import one_colour
+from nlt.events import Progress
 from nlt.settings import brief
 
 __all__ = ["Issue", "check_labelled", "encoded_copies", "near_duplicates", "one_colour"]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from nlt.data.listing import HEIF_SUFFIXES
 from nlt.data.samples import reason
+from nlt.events import Progress
 from nlt.settings import BadInput
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ AT_ONCE = 32  # files to a task: opening small ones costs less than a task does
 CHANGED = "was changed while it was read: try again when nothing writes there"
 
 T = TypeVar("T")
-Progress = Callable[[str, int, int], None]  # what is done, how many are, of how many
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nlt.data.decoding import Progress, centre_square, channels_first, content_sum, open_again, rgb_image, strict
+from nlt.data.decoding import centre_square, channels_first, content_sum, open_again, rgb_image, strict
 from nlt.data.listing import SPLIT_OF, list_judged
 from nlt.data.looking import Looked, look, one_colour, small_square
 from nlt.data.npz import read_archive
 from nlt.data.samples import MAX_CLASSES, reason
 from nlt.data.table import name_files, read_table
+from nlt.events import Progress
 from nlt.settings import BadInput, brief
 
 if TYPE_CHECKING:

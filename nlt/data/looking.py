@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from nlt.data.decoding import (
     CHANGED,
-    Progress,
     centre_square,
     channels_first,
     content_sum,
@@ -30,6 +29,7 @@ from nlt.data.decoding import (
     strict,
 )
 from nlt.data.samples import reason
+from nlt.events import Progress
 from nlt.settings import BadInput
 
 if TYPE_CHECKING:

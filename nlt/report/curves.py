@@ -8,12 +8,14 @@ import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import Run as MlflowRun
 from numpy.typing import NDArray
 
+from nlt.events import Progress, silent
 from nlt.report.collect import Cell
 from nlt.tracking import Store
 
@@ -129,9 +131,9 @@ def by_truth(
     return [row[seen & ~wrong_N] for row, seen in rows], [row[seen & wrong_N] for row, seen in rows]
 
 
-def panels(store: Store, cells: list[Cell]) -> list[Panel]:
+def panels(store: Store, cells: list[Cell], progress: Progress = silent) -> list[Panel]:
     """Read what the figures draw out of MLflow, a panel per noise; what a run did not leave is left out."""
-    result = []
+    result, done = list[Panel](), 0
     with tempfile.TemporaryDirectory() as folder:
         for noise in sorted({cell.noise for cell in cells}):
             at = [cell for cell in cells if cell.noise == noise]
@@ -149,6 +151,8 @@ def panels(store: Store, cells: list[Cell]) -> list[Panel]:
                 seed = next(iter(cell.runs))
                 if row := _losses(cell.label, seed, files[seed], starts):
                     losses.append(row)
+                done += 1
+                progress("reading runs for the figures", done, len(cells))
             result.append(Panel(noise, accuracies, [detection for _, detection in detections], losses))
     return result
 
@@ -158,20 +162,20 @@ _Masks = dict[int, NDArray[np.uint8]]
 
 
 class _Files:
-    """A run's arrays, fetched when they are asked for."""
+    """A run's arrays, fetched when they are asked for, by address: by its id MLflow looks the run up each time."""
 
     def __init__(self, store: Store, run: MlflowRun, folder: Path):
-        self._store, self._run_id = store, run.info.run_id
+        self._store, self._uri = store.uri, str(run.info.artifact_uri)
         self._folder = folder / run.info.run_id
-        self._names = {file.path for file in store.client.list_artifacts(self._run_id)}
+        listed = list_artifacts(artifact_uri=self._uri, tracking_uri=self._store)
+        self._names = {PurePosixPath(file.path).name for file in listed}
 
     def read(self, name: str) -> dict[str, NDArray[np.generic]] | None:
         """Return the arrays of an npz file, or None if the run left none."""
         if name not in self._names:
             return None
-        self._folder.mkdir(exist_ok=True)
-        path = Path(self._store.client.download_artifacts(self._run_id, name, str(self._folder)))
-        with np.load(path) as arrays:
+        uri, folder = f"{self._uri.rstrip('/')}/{name}", str(self._folder)
+        with np.load(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=self._store)) as arrays:
             return {key: arrays[key] for key in arrays.files}
 
 

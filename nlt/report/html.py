@@ -12,6 +12,7 @@ from markupsafe import Markup
 from mlflow.entities import DatasetInput
 from mlflow.entities import Run as MlflowRun
 
+from nlt.events import Progress, silent
 from nlt.provenance import git_commit
 from nlt.report.collect import Comparison, noise_title, sweeps_of
 from nlt.report.plots import Drawing, svg
@@ -21,19 +22,25 @@ NARROW = 6  # inches; a narrower figure is not stretched over the page
 MANY_RUNS = 60  # runs, from which on their list is unfolded by a click
 
 
-def page(parts: Sequence[tuple[Comparison, Sequence[Drawing]]]) -> str:
+def page(parts: Sequence[tuple[Comparison, Sequence[Drawing]]], progress: Progress = silent) -> str:
     """Return comparisons and their figures as one HTML page."""
     environment = Environment(
         loader=PackageLoader("nlt.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, auto_reload=False
     )
-    tables, figures = count(1), count(1)
+    tables, figures, of = count(1), count(1), sum(len(drawings) for _, drawings in parts)
+
+    def figure(drawing: Drawing, part: int) -> tuple[int, Markup, Drawing]:
+        number, image = next(figures), _image(drawing, part)
+        progress("drawing figures", number, of)
+        return number, image, drawing
+
     shown = [
         {
             "title": comparison.experiment,
             "wide": comparison.many_noises,
             "lead": _lead(comparison),
             "tables": [(next(tables), table) for table in (results(comparison), details(comparison))],
-            "figures": [(next(figures), _image(drawing, part), drawing) for drawing in drawings],
+            "figures": [figure(drawing, part) for drawing in drawings],
             "facts": _facts(comparison),
             "runs": (next(tables), run_list(comparison)),
         }

@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from nlt.events import Progress, silent
 from nlt.figures import Picture
 from nlt.report.collect import Comparison, compare
 from nlt.report.curves import panels
@@ -14,12 +15,12 @@ from nlt.report.text import as_csv, as_json, markdown
 from nlt.tracking import LONGEST_TAG, Store, experiment_id, write_summary
 
 
-def figures_of(store: Store, comparison: Comparison) -> list[Drawing]:
+def figures_of(store: Store, comparison: Comparison, progress: Progress = silent) -> list[Drawing]:
     """Return all figures that a comparison has data for."""
-    return drawings(comparison, panels(store, comparison.cells))
+    return drawings(comparison, panels(store, comparison.cells, progress))
 
 
-def log_summary(store: Store, sweep: str) -> str:
+def log_summary(store: Store, sweep: str, progress: Progress = silent) -> str:
     """Make or bring up to date the summary run of a sweep, one in each MLflow experiment that the sweep has runs in.
 
     It carries the tags `nlt.kind` = summary and `nlt.sweep`, the table as its description, `report.html`,
@@ -28,6 +29,7 @@ def log_summary(store: Store, sweep: str) -> str:
     Args:
         store: where the runs are.
         sweep: one of the names in their tag `nlt.sweep`.
+        progress: told what is done.
 
     Returns:
         The run's id; of several experiments that of the one with the most runs.
@@ -38,10 +40,10 @@ def log_summary(store: Store, sweep: str) -> str:
     """
     written: dict[str, int] = {}
     for comparison in compare(store, sweep=sweep):
-        figures = figures_of(store, comparison)
+        figures = figures_of(store, comparison, progress)
         drawn = [(drawing, png(drawing)) for drawing in figures]
         files = {
-            "report.html": page([(comparison, figures)]).encode(),
+            "report.html": page([(comparison, figures)], progress).encode(),
             "results.csv": as_csv([comparison]).encode(),
             "results.json": as_json([comparison]).encode(),
         } | {f"figures/{drawing.name}.png": content for drawing, content in drawn}
