@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from nlt.detect import LabelErrors, Transition, auc, estimate_rates, find_label_errors, shrunk
+from nlt.detect.rate import by_class
 from nlt.settings import BadInput
 
 Planted = tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]
@@ -179,14 +180,14 @@ def test_the_rate_by_hand() -> None:
 
     0.6 * 0.15 + 0.4 * 0.1 = 0.13. Two standard errors: 2 sqrt(0.36 * 0.1275 / 20 + 0.16 * 0.09 / 20) = 0.109818.
     Of the next 40 and 20: 6 of 40 (0.15) and 3 of 20 (0.15): growth 0.4 * 0.05 = 0.02, less than 3 points.
-    Per given class 0, from T (half a count of error, and 3.5 and 2.5 of 20.5 differ by chance: 3 in both rows): 0.4 * 3
-    against 0.6 * 17.5.
+    T's errors are 3 of 20.5 in both rows (half a count is added, and 3.5 and 2.5 differ by chance); 0.13 of all they
+    are as 0.13 in both. Of the labels given as class 0 0.4 * 0.13 is wrong and 0.6 * 0.87 right.
     """
     p_NK = np.array([[0.99 - 0.001 * i, 0.01 + 0.001 * i] for i in range(60)])
     p_NK = np.concatenate([p_NK, p_NK[:40, ::-1]])
     labels_N = np.array([1] * 3 + [0] * 17 + [1] * 6 + [0] * 34 + [0] * 2 + [1] * 18 + [0] * 3 + [1] * 17)
     counts_KK, behind_KK = np.array([[17, 3], [2, 18]]), np.array([[34, 6], [3, 17]])
-    transition = Transition(shrunk(counts_KK)[0], counts_KK, behind_KK, 1.0)
+    transition = Transition(shrunk(counts_KK), counts_KK, behind_KK)
     rate, (first, _) = estimate_rates(p_NK, labels_N, transition, np.array([0.6, 0.4]), ("a", "b"))
     assert rate.point == pytest.approx(0.13)
     assert rate.low == pytest.approx(0.13 - np.hypot(0.03, 0.109818), abs=1e-5)
@@ -196,7 +197,31 @@ def test_the_rate_by_hand() -> None:
     crossed = [(sure[1 - k] & (labels_N == k)).sum() for k in (0, 1)]
     off = sum((labels_N == k).mean() * crossed[k] / (kept[k] + crossed[k]) for k in (0, 1))
     assert rate.high == pytest.approx(max(off, 0.13 + np.hypot(0.03, 0.109818)), abs=1e-5)
-    assert first.point == pytest.approx(0.4 * 3 / (0.4 * 3 + 0.6 * 17.5))
+    assert first.point == pytest.approx(0.4 * 0.13 / (0.4 * 0.13 + 0.6 * 0.87))
+
+
+def test_the_rate_of_a_class_and_its_standard_error_by_hand() -> None:
+    """P(true, given) = [[.54, .06], [.08, .32]], given .62 and .38: 8 / 62 and 6 / 38 are wrong.
+
+    By T's cells the first has the slopes -.6 * .08 / .62^2 = -.124870 and .4 * .54 / .62^2 = .561915, variances .09 / 100
+    and .16 / 50: .0010244 in all; the second .6 * .32 / .38^2 = 1.329640 and -.4 * .06 / .38^2 = -.166205: .0016795.
+    """
+    T_KK = np.array([[0.9, 0.1], [0.2, 0.8]])
+    wrong_K, errors_K = by_class(np.array([0.6, 0.4]), T_KK, np.array([100, 50]))
+    np.testing.assert_allclose(wrong_K, [8 / 62, 6 / 38])
+    np.testing.assert_allclose(errors_K, [0.032007, 0.040982], atol=1e-6)
+    wrong_K, errors_K = by_class(np.array([0.6, 0.4, 0]), np.eye(3), np.array([9, 9, 9]))
+    assert not wrong_K.any() and not errors_K.any()
+
+
+def test_many_small_classes_have_the_rate_of_the_whole() -> None:
+    """100 clean classes of 10: half a pseudo-count of error in each row of T would be a tenth of wrong labels."""
+    labels_N = np.arange(1000) % 100
+    centres_KD = np.random.default_rng(0).normal(size=(100, 30)) * 3
+    found = find_label_errors(centres_KD[labels_N] + np.random.default_rng(1).normal(size=(1000, 30)), labels_N)
+    assert found.rate.point < 0.005
+    assert np.mean([rate.point for rate in found.per_class]) == pytest.approx(found.rate.point, abs=0.001)
+    assert found.rate.reading.endswith("at most 3.4%, by as much as this estimate may be out")
 
 
 def test_a_class_that_is_hardly_ever_predicted_counts_as_often_as_it_is_true() -> None:
@@ -220,7 +245,7 @@ def test_disagreement_that_grows_behind_the_confident_widens_the_interval() -> N
     labels_N = np.concatenate([half, 1 - half])
     counts_KK = np.array([[180, 20], [20, 180]])
     behind_KK = np.array([[320, 80], [80, 320]])
-    transition = Transition(shrunk(counts_KK)[0], counts_KK, behind_KK, 1.0)
+    transition = Transition(shrunk(counts_KK), counts_KK, behind_KK)
     rate, _ = estimate_rates(p_NK, labels_N, transition, np.array([0.5, 0.5]), ("a", "b"))
     assert rate.point == pytest.approx(0.1)
     sampling = 2 * np.sqrt(2 * 0.25 * 0.09 / 200)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from nlt.data.samples import MAX_CLASSES
 from nlt.detect import scores
 from nlt.detect.leave_one_out import choose_features
 from nlt.detect.masks import MOST, smallest
@@ -71,7 +72,7 @@ class LabelErrors:
     def flagged(self) -> NDArray[np.bool_]:
         """Return whose label is to be acted on: p_wrong above 1/2, but no more than the rate says are wrong (and at
         most 99 %), the most suspicious first."""
-        most = smallest(torch.from_numpy(self.scores["posterior"]), min(self.rate.point, MOST))
+        most = smallest(torch.from_numpy(self.scores[self.ranking]), min(self.rate.point, MOST))
         return np.asarray((self.p_wrong_N > 0.5) & ~most.numpy())
 
     def table(self) -> "pd.DataFrame":
@@ -203,6 +204,10 @@ def checked_labels(labels: ArrayLike, K: int | None = None) -> NDArray[np.int64]
         )
     if len(labels_N) < FEWEST_SAMPLES:
         raise BadInput(f"there are {len(labels_N)} samples: at least {FEWEST_SAMPLES} are needed to judge labels.")
+    if K is None and labels_N.max() >= MAX_CLASSES:
+        raise BadInput(
+            f"the largest label is {labels_N.max()}, for {MAX_CLASSES:,} classes at most: number the classes from 0."
+        )
     bad = np.flatnonzero((labels_N < 0) | (K is not None and labels_N >= K))
     if len(bad):
         raise BadInput(

@@ -46,7 +46,7 @@ def ranked_by(
         wrong_N = ~smallest(torch.from_numpy(scores_N), min(errors.rate.point, MOST)).numpy()
     wrong_N = changed_N | (np.zeros(N, bool) if wrong_N is None else wrong_N)
     p_wrong_N = np.empty(N)
-    p_wrong_N[np.lexsort((rows, -scores_N, ~wrong_N))] = np.sort(errors.p_wrong_N)[::-1]
+    p_wrong_N[np.lexsort((-scores_N, ~wrong_N))] = np.sort(errors.p_wrong_N)[::-1]
     p_wrong_N = np.where(wrong_N, p_wrong_N.clip(LEAST, 1), p_wrong_N.clip(0, 0.5))
 
     others_NK = errors.p_true_NK.astype(np.float64)

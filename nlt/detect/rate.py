@@ -27,7 +27,8 @@ class Rate:
     Attributes:
         point: if wrong labels depend on the true class alone.
         low: the point less what it may be out by.
-        high: all confident disagreement of classifier and label, the classifier's own errors included.
+        high: all confident disagreement of classifier and label, the classifier's own errors included, or the point and
+            what it may be out by, whichever is more.
         reading: what that assumes, in words. Shares are in [0, 1].
         reliable: False where the predictions cannot tell wrong labels from their own errors.
     """
@@ -55,8 +56,12 @@ def estimate_rates(
     Low: less what it may be out by, the root of the squared sum of two standard errors and of a bias of 3 points, or of
     as much as disagreement grows among the next confident samples: what depends on the confidence is the classifier's
     own error, or sits on ambiguous samples. High: what the confident joint (see `confident_joint`) has off its
-    diagonal. Wrong labels on samples that are ambiguous, as people's are, show in no confident sample: the truth then
-    lies between point and high.
+    diagonal, or the point and what it may be out by. Wrong labels on samples that are ambiguous, as people's are, show
+    in no confident sample: the truth then lies between point and high.
+
+    The labels given as class j are wrong by 1 - P(true j, given j) / P(given j), with P(true i, given j) = share_i x
+    T_ij, the errors of T scaled to the point, so that the classes together have the rate of the whole. Its standard
+    error is that of multinomial rows T_i., by its derivatives.
 
     Args:
         p_NK: P(given | x) from models that have not seen the sample.
@@ -79,21 +84,44 @@ def estimate_rates(
     sampling = 2 * float(np.sqrt(shares_K**2 @ (errors_K * (1 - errors_K) / counts_KK.sum(1))))
     whole = _rate(point, bias, sampling, 1 - float(joint_KK.trace()), unreliable, "labels")
 
-    mass_KK = shares_K[:, None] * transition.T_KK  # P(true, given)
+    error_K, spread_K = by_class(shares_K, _scaled(transition.T_KK, shares_K, point), counts_KK.sum(1))
     per_class = []
     for j in range(K):
-        given, wrong = float(mass_KK[:, j].sum()), float(mass_KK[:, j].sum() - mass_KK[j, j])
         labelled = float(joint_KK[j].sum())
         if labelled == 0:
             per_class.append(Rate(0.0, 0.0, 0.0, f"no sample is labelled {brief(classes[j])}"))
             continue
-        T_K, sizes_K = transition.T_KK[:, j], counts_KK.sum(1)
-        spread = float(np.sqrt(shares_K**2 @ (T_K * (1 - T_K) / sizes_K)))
-        error = wrong / given if given else 0.0
         high = 1 - float(joint_KK[j, j]) / labelled
         what = f"labels {brief(classes[j])}"
-        per_class.append(_rate(error, bias, 2 * spread / given if given else 0.0, high, unreliable, what))
+        per_class.append(_rate(float(error_K[j]), bias, 2 * float(spread_K[j]), high, unreliable, what))
     return whole, tuple(per_class)
+
+
+def by_class(shares_K: Floats, T_KK: Floats, sizes_K: Floats) -> tuple[Floats, Floats]:
+    """Return the share of wrong labels among those given as each class, and its standard error.
+
+    Args:
+        shares_K: of the true classes. Where a class has neither samples nor wrong labels, both numbers are 0.
+        T_KK: P(given | true).
+        sizes_K: of how many samples each row of T is known.
+    """
+    mass_KK = shares_K[:, None] * T_KK  # P(true, given)
+    right_K, wrong_K = mass_KK.diagonal(), mass_KK.sum(0) - mass_KK.diagonal()
+    given_K = np.where(right_K + wrong_K > 0, right_K + wrong_K, 1.0)
+    slopes_KK = shares_K[:, None] * (right_K / given_K**2)  # of wrong / given, by T's cells
+    np.fill_diagonal(slopes_KK, -shares_K * wrong_K / given_K**2)
+    variance_K = (slopes_KK**2 * T_KK * (1 - T_KK) / sizes_K[:, None]).sum(0)
+    return wrong_K / given_K, np.sqrt(variance_K)
+
+
+def _scaled(T_KK: Floats, shares_K: Floats, point: float) -> Floats:
+    """T with all its errors (none is 0) times one number, so that they are `point` of all labels: T has a pseudo-count
+    in each row, which of many classes with few samples is all there is."""
+    errors_K = 1 - T_KK.diagonal()
+    scaled_K = np.minimum(errors_K * point / (shares_K @ errors_K), 1.0)
+    scaled_KK = T_KK * (scaled_K / errors_K)[:, None]
+    np.fill_diagonal(scaled_KK, 1 - scaled_K)
+    return scaled_KK
 
 
 def _errors(counts_KK: Floats) -> Floats:
@@ -123,8 +151,11 @@ def _unreliable(p_NK: NDArray[Any], labels_N: NDArray[np.int64], confident_agree
 
 def _rate(point: float, bias: float, sampling: float, high: float, unreliable: str, what: str) -> Rate:
     out_by = float(np.hypot(bias, sampling))
-    low, high = max(0.0, point - out_by), min(1.0, max(high, point + out_by))
-    bound = f"at most {high:.1%}, if every confident disagreement with the classifier were one"
+    disagreement, low, high = high, max(0.0, point - out_by), min(1.0, max(high, point + out_by))
+    if disagreement < high:
+        bound = f"at most {high:.1%}, by as much as this estimate may be out"
+    else:
+        bound = f"at most {high:.1%}, if every confident disagreement with the classifier were one"
     if unreliable:
         reading = f"unreliable: {unreliable}; better features may tell noise from errors"
         return Rate(point, 0.0, high, reading, reliable=False)

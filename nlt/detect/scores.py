@@ -33,7 +33,7 @@ def area_under_the_margin(logits_ENK: NDArray[Any], labels_N: NDArray[np.int64])
 
     AUM (Pleiss, Zhang, Elenberg and Weinberger 2020, equations 1 and 2), sign reversed.
     """
-    _fits(logits_ENK, labels_N, "logits_ENK", 3)
+    _fits(logits_ENK, labels_N, "logits_ENK")
     return np.asarray(-sum(_margins(logits_NK, labels_N) for logits_NK in logits_ENK) / len(logits_ENK))
 
 
@@ -79,12 +79,12 @@ def _margins(values_NK: NDArray[Any], labels_N: NDArray[np.int64]) -> Floats:
 
 
 def _correct(outputs_ENK: NDArray[Any], labels_N: NDArray[np.int64]) -> NDArray[np.bool_]:
-    _fits(outputs_ENK, labels_N, "outputs_ENK", 3)
+    _fits(outputs_ENK, labels_N, "outputs_ENK")
     return np.asarray(np.stack([outputs_NK.argmax(1) == labels_N for outputs_NK in outputs_ENK]))
 
 
-def _fits(values: NDArray[Any], labels_N: NDArray[np.int64], name: str, dimensions: int) -> None:
-    if values.ndim != dimensions or len(values) == 0 or values.shape[1] != len(labels_N):
+def _fits(values: NDArray[Any], labels_N: NDArray[np.int64], name: str) -> None:
+    if values.ndim != 3 or len(values) == 0 or values.shape[1] != len(labels_N):
         raise BadInput(
             f"{name} has shape {values.shape}, with {len(labels_N)} labels: give (epochs, samples, classes), "
             "samples in the order of the labels."

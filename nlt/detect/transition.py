@@ -26,15 +26,11 @@ class Transition:
         T_KK: P(given | true), no cell 0, rows sum to 1.
         counts_KK: the confident samples it is made of.
         behind_KK: the next confident ones, twice as many.
-        sampling: share of the spread of T's off-diagonal cells that sampling explains, in [0, 1]: near 1 where wrong
-            labels are equally likely (symmetric noise, clean data), near 0 where classes are mistaken for certain
-            others.
     """
 
     T_KK: Floats
     counts_KK: NDArray[np.int64]
     behind_KK: NDArray[np.int64]
-    sampling: float
 
 
 def estimate_transition(
@@ -52,8 +48,7 @@ def estimate_transition(
     """
     counts_KK = confident_counts(p_NK, labels_N, fold_N)
     behind_KK = confident_counts(p_NK, labels_N, fold_N, behind=True)
-    T_KK, sampling = shrunk(counts_KK)
-    return Transition(T_KK, counts_KK, behind_KK, sampling)
+    return Transition(shrunk(counts_KK), counts_KK, behind_KK)
 
 
 def confident_counts(
@@ -106,7 +101,7 @@ def with_pooled_rows(counts_KK: NDArray[np.int64]) -> Floats:
     return filled_KK
 
 
-def shrunk(counts_KK: NDArray[np.int64]) -> tuple[Floats, float]:
+def shrunk(counts_KK: NDArray[np.int64]) -> Floats:
     """Turn counts into T: its cells are drawn to their means as far as sampling explains their spread.
 
     Each row gets half a pseudo-count of error, spread evenly, and one without a right label half a right one. With
@@ -120,9 +115,6 @@ def shrunk(counts_KK: NDArray[np.int64]) -> tuple[Floats, float]:
     of James and Stein (1961) in its empirical Bayes form (Efron and Morris 1973, section 2). D is squared because a
     class's error weighs on all its samples: where classes differ in truth, a tenth of the way to the mean costs more
     than it gains where they do not (CIFAR-10, asymmetric 40 %: AUROC .9317 by D, .9344 by its square).
-
-    Returns:
-        T_KK and B.
     """
     K = len(counts_KK)
     off_KK = ~np.eye(K, dtype=bool)
@@ -136,7 +128,7 @@ def shrunk(counts_KK: NDArray[np.int64]) -> tuple[Floats, float]:
     D = _explained(e * (1 - e) / n_K1, e_K1 - e, (K - 1) / K)
     split_KK = (m_K1 + (1 - B) * (q_KK - m_K1)) / e_K1
     error_K1 = e + (1 - D**2) * (e_K1 - e)
-    return np.where(off_KK, error_K1 * split_KK, 1 - error_K1), B
+    return np.asarray(np.where(off_KK, error_K1 * split_KK, 1 - error_K1))
 
 
 def _explained(variances: Floats, deviations: Floats, freedom: float) -> float:
