@@ -87,8 +87,8 @@ class Bench:
     """(width, what, batch size) -> share of the compute bound that was measured just before."""
     flops: dict[float, int] = field(default_factory=dict)
     """Width -> floating-point operations of a training step, per image."""
-    matrix_rate: list[float] = field(default_factory=list)
-    """Floating-point operations per second of a large matrix product."""
+    matrix_rate: dict[float, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Width -> floating-point operations per second of a large matrix product, measured before each of its rounds."""
 
     def rows(self) -> list[dict[str, Any]]:
         """Return JSON-ready rows: medians, and (lowest, highest) in `spread`."""
@@ -105,17 +105,18 @@ class Bench:
                 "of_bound": statistics.median(shares) if shares else None,
                 "of_bound_spread": (min(shares), max(shares)) if shares else None,
                 "times_conventional": _ratio(rates, conventional) if conventional else None,
-                "of_matrix_rate": self.flops[width] * _ratio(rates, self.matrix_rate) if conventional else None,
+                "of_matrix_rate": self.flops[width] * _ratio(rates, self.matrix_rate[width]) if conventional else None,
             }
             rows.append(row)
         return rows
 
+    def _matrix_rates(self) -> list[float]:
+        return [rate for rates in self.matrix_rate.values() for rate in rates]
+
     def json(self) -> dict[str, Any]:
         """Return settings, measurements and rows, JSON-ready."""
-        matrix = {
-            "median": statistics.median(self.matrix_rate),
-            "spread": (min(self.matrix_rate), max(self.matrix_rate)),
-        }
+        rates = self._matrix_rates()
+        matrix = {"median": statistics.median(rates), "spread": (min(rates), max(rates))}
         return self.about | {"matrix_flops_per_second": matrix, "flops_per_image": self.flops, "rows": self.rows()}
 
     def table(self) -> Table:
@@ -123,7 +124,7 @@ class Bench:
         result = Table(title="cnn9, images per second", title_justify="left", caption_justify="left")
         result.caption = (
             f"medians of {self.about['rounds']} rounds (lowest - highest); {self.about['device_name']}, "
-            f"{self.about['precision']}, torch {self.about['torch']}; matrix product {_tera(self.matrix_rate)}"
+            f"{self.about['precision']}, torch {self.about['torch']}; matrix product {_tera(self._matrix_rates())}"
         )
         for name in ("width", "what", "batch"):
             result.add_column(name)
@@ -191,7 +192,7 @@ def _rounds(width: float, device: torch.device, size: Size, result: Bench, folde
     images_NHWC, labels_N = test.images_NCHW.permute(0, 2, 3, 1).contiguous().to(device), test.labels_N.to(device)
     with writer:
         for n in range(size.rounds):
-            result.matrix_rate.append(_matrix_rate(size.matrix, device, precision))
+            result.matrix_rate[width].append(_matrix_rate(size.matrix, device, precision))
             for kind in KINDS:
                 batch = kind.stage.batch_size
                 bound_s = _bound(bound, batch, size.images // 4)

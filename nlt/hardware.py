@@ -1,4 +1,4 @@
-"""What the machine can do, found once per launch: device, precision, compilation, and memory that is kept."""
+"""What the machine can do, found once per launch: device, precision, and memory that is kept."""
 
 import ctypes
 import re

@@ -9,8 +9,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from mlflow.exceptions import MlflowException
 
 from nlt import checkpoint
 from nlt.checkpoint import State
@@ -100,7 +102,11 @@ class Options:
     log_model: bool = False
     """Log an MLflow model with signature besides the weights."""
     leave: frozenset[str] = frozenset()
-    """Of `Experiment.prefix`, those to be left for other runs, which begin there; until `forget_prefixes`."""
+    """Hashes of `Experiment.prefix` that several runs have in common: the first to train these stages leaves them for
+    the others, until `forget_prefixes`."""
+    threads: int | None = None
+    """At most so many CPU threads, where several runs share the machine; a resumed run takes as many as it began with.
+    """
 
     def open_store(self) -> Store:
         """Open the store.
@@ -158,8 +164,8 @@ def launch(
         "seed": seed,
         "data_root": str(Path(os.path.expanduser(data_root)).absolute()),
         "log_model": options.log_model,
-        "same": fingerprint(spec, prepared),
-        "alike": environment(prepared),
+        "same": fingerprint(spec, prepared),  # without which it cannot go on
+        "alike": environment(prepared),  # without which it may end with other numbers
     }
     prefix = find_prefix(store.runs, spec.prefix(seed), launched)
     warn = listener.warn if patient else None
@@ -207,7 +213,7 @@ def resume(
     except BaseException:
         folder.close()
         raise
-    with _as_many_threads(folder.facts["alike"].get("number of threads")):
+    with _as_many_threads(_threads(folder.facts, options)):
         return _train(unfinished.spec, prepared, store, folder, saved, options.leave, listener)
 
 
@@ -221,13 +227,13 @@ def _prepare_again(
     device, data_root = options.device or known["alike"]["device"], options.data_root or known["data_root"]
     prepared = prepare(unfinished.spec, unfinished.seed, device, data_root, dataset)
     for what, now in fingerprint(unfinished.spec, prepared).items():
-        if now != (then := known["same"].get(what, now)):  # runs of nlt 0.1 noted no weights
+        if now != (then := known["same"].get(what, now)):  # earlier runs noted no weights
             raise BadInput(
                 f"its {what} is no longer the one it was launched with ({then[:12]}, now {now[:12]}); restore it, or "
                 f"delete {folder.path} to give the run up."
             )
-    for what, now in environment(prepared).items():
-        if what != "number of threads" and now != (then := known["alike"].get(what, now)):  # threads are restored
+    for what, now in (environment(prepared) | {"number of threads": str(_threads(known, options))}).items():
+        if now != (then := known["alike"].get(what, now)):
             warn(f"{what} was {then} and is {now} now, which may change numbers.")
     return prepared, checkpoint.latest(folder.path, warn)
 
@@ -250,6 +256,14 @@ def unfinished_runs(store: Store, warn: Callable[[str], None] = lambda sentence:
         done = folder.epochs_journaled()
         found.append(Unfinished(folder.path, folder.run_id, spec, known["seed"], done, spec.steps()))
     return found
+
+
+def was_deleted(store: Store, run_id: str) -> bool:
+    """Return whether MLflow says that a run was deleted; of a server that is away nobody knows."""
+    try:
+        return bool(store.client.get_run(run_id).info.lifecycle_stage == "deleted")
+    except MlflowException as error:
+        return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
 
 class _Keeper:
@@ -378,26 +392,34 @@ def _hint(error: BaseException, step: int) -> str | None:
             f"in epoch {step} {error}: lower the learning rate of the stage's schedule, raise its batch_size, or set "
             '"precision": "fp32".'
         )
-    # On a CPU it is a plain RuntimeError.
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error):
+    # A plain RuntimeError on a CPU, and of CUDA's libraries on a GPU that others fill.
+    words = ("allocate memory", "out of memory", "ALLOC_FAILED")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words):
         return (
             f"the device ran out of memory in epoch {step}: lower batch_size or model.width, or set "
             '"precision": "bf16".'
         )
     if isinstance(error, OSError):  # the data are in memory: it is what the run writes
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what, mend = ("is full", "make room") if full else ("fails", "mend it")
         return (
-            f"the disk {'is full' if full else 'fails'} ({error.strerror}): {'make room' if full else 'mend it'}, then "
-            "`nlt resume` goes on after the last epoch that was saved."
+            f"the disk {what} ({error.strerror or error}): {mend}, then `nlt resume` goes on after the last epoch that "
+            "was saved."
         )
     return None
 
 
+def _threads(facts: dict[str, Any], options: Options) -> int:
+    """Return how many CPU threads a run goes on with: as many as it began with, as on them depends in which order
+    numbers are added up, but no more than its share of a machine that runs share."""
+    began_with = int(facts["alike"].get("number of threads", torch.get_num_threads()))
+    return min(began_with, options.threads or began_with)
+
+
 @contextmanager
-def _as_many_threads(wanted: str | None) -> Iterator[None]:
-    """Use as many CPU threads as the run began with: on them depends in which order numbers are added up."""
+def _as_many_threads(wanted: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(int(wanted or before))
+    torch.set_num_threads(wanted)
     try:
         yield
     finally:

@@ -39,19 +39,30 @@ def load_all(path: str | Path, overrides: tuple[str, ...] = ()) -> list[Experime
         BadInput: as `load`.
     """
     parsed = [_parse(override) for override in overrides]
+    for i, (key, _) in enumerate(parsed):
+        if undone := next((before for before, _ in parsed[:i] if f"{before}.".startswith(f"{key}.")), None):
+            raise BadInput(f"--set {key}=...: it undoes --set {undone}=... before it: leave one out.")
+    texts = [_texts(values) for _, values in parsed]
     experiments = []
-    for values in itertools.product(*(values for _, values in parsed)):
+    for places in itertools.product(*(range(len(values)) for _, values in parsed)):
         data = _read(Path(path))
         added = ""
-        for (key, all_values), value in zip(parsed, values, strict=True):
-            _set(data, key, value)
-            if len(all_values) > 1 and key != "name":
-                shown = value if isinstance(value, str) else json.dumps(value)
-                added += f" {key.rpartition('.')[2]} " + re.sub(r"[^A-Za-z0-9._+-]+", "-", shown).strip("-")[:30]
+        for (key, values), shown, place in zip(parsed, texts, places, strict=True):
+            _set(data, key, values[place])
+            if len(values) > 1 and key != "name":
+                added += f" {key.rpartition('.')[2]} {shown[place]}"
         if isinstance(data.get("name"), str):
             data["name"] += added
         experiments.append(check(data, str(path)))
     return experiments
+
+
+def _texts(values: list[Any]) -> list[str]:
+    """Return each value as it stands in a run's name; with its number where two would be called alike."""
+    shown = [value if isinstance(value, str) else json.dumps(value) for value in values]
+    texts = [re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-")[:30] for text in shown]
+    alike = len(set(texts)) < len(texts)
+    return [f"{text} {number}" if alike else text for number, text in enumerate(texts, 1)]
 
 
 def check(data: dict[str, Any], source: str) -> Experiment:

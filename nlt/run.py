@@ -110,7 +110,7 @@ class BestVal:
     accuracy: float
     weights: dict[str, Tensor]
     t: int = 0
-    """The epoch within the stage; 0 in checkpoints of nlt 0.1, where no stage ended early."""
+    """The epoch within the stage; 0 in earlier checkpoints, where no stage ended early."""
 
 
 class Run:
@@ -279,7 +279,9 @@ class Run:
         Raises:
             BadInput: the backbone's weights cannot be had.
         """
-        return of_images(backbone, self._images_NCHW, self._prepared.cache, device=self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # a network that is built draws weights; from the cache none is built
+            return of_images(backbone, self._images_NCHW, self._prepared.cache, device=self.device)
 
     def label_errors(self, source: AnyBackbone | Learner, steps: int = STEPS) -> LabelErrors:
         """Return what `nlt.detect` makes of the given labels by a backbone's or a network's features.
@@ -341,7 +343,7 @@ class Run:
                     f"the buffer {name!r} has the shape {tuple(tensor.shape)} in the checkpoint and "
                     f"{tuple(self.buffers[name].shape)} in the method: {_ANOTHER_VERSION}"
                 )
-        self.step, self.skipped = state["step"], state.get("skipped", 0)  # checkpoints of nlt 0.1 have none
+        self.step, self.skipped = state["step"], state.get("skipped", 0)  # earlier checkpoints have none
         for name, learner_state in state["learners"].items():
             self.learners[name].load(learner_state)
         for name, tensor in state["buffers"].items():

@@ -141,7 +141,7 @@ class Experiment(Settings):
             return None
         if unknown := alone - type(self.method).model_fields.keys():
             raise RuntimeError(f"{self.method.name}.read_by_last_stage_alone names {sorted(unknown)}, no fields of it")
-        data = self.deciding(DESCRIPTIVE) | {"seed": seed, "compile": self.compile}
+        data = self.deciding(DESCRIPTIVE) | {"seed": seed, "compile": self.compile == "on"}
         data["method"] = {key: value for key, value in data["method"].items() if key not in alone}
         *earlier, _ = self.stages().values()
         return sum(stage.epochs for stage in earlier), _hash(data)

@@ -53,7 +53,7 @@ def test_resume_without_ids_says_what_it_goes_on_with(killer, killed, peaceful):
 
 def test_resume_by_id(killer, killed):
     run_id = run_json(killed).parent.name
-    code, text = killer("resume", run_id, cwd=killed)
+    code, text = killer("resume", run_id, run_id, cwd=killed)  # named twice it goes on once
     assert (code, text.count(run_id)) == (0, 2)
     code, text = killer("resume", run_id, cwd=killed)
     assert code == 2
@@ -285,6 +285,9 @@ def test_out_of_memory_and_a_full_disk_name_the_mend():
         OSError(28, "No space left on device"), 3
     )
     assert "fails (Input/output error): mend it, then `nlt resume`" in _hint(OSError(5, "Input/output error"), 3)
+    assert "fails (cannot mmap): mend it" in _hint(OSError("cannot mmap"), 3)
+    assert "lower batch_size" in _hint(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 3)
+    assert "lower batch_size" in _hint(RuntimeError("CUDA error: out of memory"), 3)
 
 
 def test_best_validation_weights_are_those_of_that_epoch(place):

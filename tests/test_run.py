@@ -6,8 +6,10 @@ import pytest
 import torch
 from conftest import make_run, samples
 
+from nlt.backbones import Lite0
 from nlt.losses import CE
 from nlt.optim import Constant
+from nlt.run import Run
 from nlt.settings import BadInput
 from nlt.train import Diverged, Stage, evaluate, train_epoch
 
@@ -314,6 +316,17 @@ def test_the_seed_decides_weights_and_order_and_nothing_else_does():
     weights, order = draws(6)
     assert weights != once[0]
     assert order != once[1]
+
+
+def test_features_that_are_made_draw_nothing_of_what_comes_after(tmp_path):
+    """From a cache nothing is drawn; of a network that is built the weights are, before the trained ones replace them."""
+    drawn = []
+    for _ in range(2):
+        of, _ = make_run()
+        run = Run(dataclasses.replace(of._prepared, cache=tmp_path), lambda epoch: None)
+        run.features(Lite0(image_size=32))
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
 
 
 def test_what_a_report_keeps_does_not_change_with_the_methods_own_tensors():

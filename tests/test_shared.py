@@ -129,6 +129,15 @@ def test_a_run_that_begins_with_anothers_stages_has_the_numbers_of_one_that_trai
     assert [begun_elsewhere(store, result) for result in (first, *alone.values())] == [None] * 3
 
 
+def test_what_other_code_has_left_makes_room(store):
+    run(O2U, store, leave=True)
+    facts = store.runs / "shared" / hash_of(O2U) / "facts.json"
+    facts.write_text(facts.read_text().replace('"git commit": "', '"git commit": "another '))
+    second = run(APL, store, leave=True)  # trains all by itself, and leaves it
+    assert begun_elsewhere(store, second) is None
+    assert begun_elsewhere(store, run(LONGER, store)) == second.run_id
+
+
 def test_what_is_left_goes_by_its_hash(store):
     run(O2U, store, leave=True)
     forget_prefixes(store.runs, [hash_of(O2U)])

@@ -14,6 +14,7 @@ from typing import get_args
 import mlflow
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import REPO, tiny
 from PIL import Image
@@ -23,16 +24,17 @@ from test_pretrained import TINY, weights_of
 from nlt.cli import main
 from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, Npz
 from nlt.events import Failed, Finished, Incomplete, Noted, Progressed, Started
-from nlt.launcher import Listener, Options, Unfinished, launch, resume, unfinished_runs
+from nlt.launcher import Interrupted, Listener, Options, Unfinished, launch, resume, unfinished_runs
 from nlt.reading import check, load_all
 from nlt.report import compare
-from nlt.run import Run
+from nlt.run import EpochRecord, Run
 from nlt.settings import BadInput
+from nlt.spec import Experiment
 from nlt.sweep import Job, plan, side_by_side
 from nlt.sweep.plan import finished_before
 from nlt.sweep.processes import device_of, threads_each
 from nlt.terminal import Board, Ledger, Lines
-from nlt.tracking import Store, data_digest, finished_runs, open_store
+from nlt.tracking import RunFolder, Store, data_digest, finished_runs, open_store
 
 STAGE = {"batch_size": 32, "schedule": {"name": "constant", "lr": 0.01}}
 QUICK = {"name": "standard", "training": {"epochs": 2, **STAGE}}
@@ -82,6 +84,13 @@ def test_values_in_a_list_make_an_experiment_each_and_keys_their_product(tmp_pat
     assert found[0].name == "a rate 0.1 width 0.05 about one"
 
 
+def test_values_that_would_be_called_alike_have_their_number(tmp_path):
+    long = [f"/mnt/datasets/photographs/of/2026/{name}.npz" for name in ("one", "two")]
+    data = ",".join(json.dumps({"name": "npz", "path": path}) for path in long)
+    names = [found.name for found in load_all(write(tmp_path, name="a"), (f"data={data}",))]
+    assert names == ["a data name-npz-path-mnt-datasets-pho 1", "a data name-npz-path-mnt-datasets-pho 2"]
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
@@ -128,6 +137,75 @@ def test_a_plan_runs_what_is_not_finished_and_adopts_what_is(store: Store, notes
     again = plan(store, [a, b], (0, 1), "mine", True, notes.append)
     assert (len(again.jobs), again.finished, again.sweep) == (4, [], "mine")
     assert notes == []
+
+
+def interrupt(a: Experiment, store: Store, seed: int = 0) -> Unfinished:
+    """A run that was interrupted after its first epoch."""
+
+    def stop(epoch: EpochRecord) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted):
+        launch(a, seed=seed, store=store, options=WHERE, listener=Listener(on_epoch=stop))
+    return next(run for run in unfinished_runs(store) if run.seed == seed)
+
+
+def test_an_interrupted_run_that_was_deleted_in_mlflow_is_left_alone(store: Store, notes, monkeypatch):
+    a = spec(name="a")
+    unfinished = interrupt(a, store)
+    store.client.delete_run(unfinished.run_id)
+    (job,) = plan(store, [a], (0,), "another sweep", False, notes.append).jobs
+    assert job.unfinished is None
+    assert notes == [
+        f"run {unfinished.run_id} (a, seed 0) was interrupted, and then deleted in MLflow: it is left alone; delete "
+        f"{unfinished.path}, too, or restore it there and it can go on."
+    ]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    done = CliRunner().invoke(main, ["resume"])
+    assert (done.exit_code, done.stdout) == (0, "nothing to resume\n")
+    assert f"run {unfinished.run_id} was deleted in MLflow" in done.stderr
+    store.client.restore_run(unfinished.run_id)
+    (job,) = plan(store, [a], (0,), None, False, notes.append).jobs
+    assert job.unfinished == unfinished
+
+
+def test_what_another_process_trains_is_told(store: Store, notes):
+    a = spec(name="a")
+    unfinished = interrupt(a, store)
+    folder = RunFolder(unfinished.path)  # as a process has it that trains the run
+    try:
+        todo = plan(store, [a], (0, 1), None, False, notes.append)
+    finally:
+        folder.close()
+    assert [(job.seed, job.unfinished) for job in todo.jobs] == [(0, None), (1, None)]
+    assert notes == ["a, seed 0, is being trained by another process, and here once more."]
+
+
+def test_a_run_that_goes_on_beside_others_has_no_more_threads_than_its_share(store: Store):
+    told = []
+    a = spec(name="a")
+    torch.set_num_threads(2)
+    try:
+        unfinished = interrupt(a, store)
+    finally:
+        torch.set_num_threads(1)
+    seen = []
+    listener = Listener(told.append, on_epoch=lambda epoch: seen.append(torch.get_num_threads()))
+    resume(unfinished, store=store, options=replace(WHERE, threads=1), listener=listener)
+    assert set(seen) == {1}
+    assert told == ["number of threads was 2 and is 1 now, which may change numbers."]
+
+
+def test_a_run_on_a_cluster_goes_on_though_its_file_tells_another_text(store: Store):
+    cluster = pytest.importorskip("nlt.sweep.cluster")
+    unfinished = interrupt(spec(name="a"), store)
+    for other, found in (
+        (spec(name="b", about="Another text."), True),
+        (spec(name="a", experiment="elsewhere"), False),
+        (spec(name="a", noise={"name": "none"}), False),
+    ):
+        left = cluster._left_behind(Job(other, 0), store, frozenset())
+        assert (None if left is None else left.run_id) == (unfinished.run_id if found else None)
 
 
 def test_an_experiment_is_finished_in_its_own_mlflow_experiment_only(store: Store, notes):
@@ -574,6 +652,10 @@ def test_lines_count_what_is_left_from_where_a_run_goes_on(ledger, capsys):
     ("args", "sentence"),
     [
         (("--gpus-per-run", "0.5"), "--gpus-per-run goes with --ray"),
+        (("--ray", "local", "--gpus-per-run", "1.5"), "--gpus-per-run 1.5: Ray deals out whole GPUs"),
+        (("--ray", "local", "--gpus-per-run", "0.00001"), "--gpus-per-run 1e-05: Ray"),
+        (("--set", "noise.rate=0.1", "--set", "noise.rate=0.2"), "--set noise.rate=...: it undoes --set noise.rate"),
+        (("--set", "model.width=1", "--set", 'model={"name": "cnn9"}'), "--set model=...: it undoes --set model.width"),
         (("--ray", "local", "--jobs", "2"), "--jobs and --ray"),
         (("--sweep", "a,b"), "--sweep 'a,b': use up to 100 letters"),
         (("--jobs", "0"), "0 is not in the range"),

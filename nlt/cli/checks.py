@@ -124,13 +124,15 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
     default=None,
     help="In an epoch; 5,120 on a CPU, 20,000 on a GPU.",
 )
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of which medians are taken.")
+@click.option("--rounds", type=click.IntRange(1), default=None, help="Of which medians are taken; by default 5.")
 @click.option(
     "--compile", "compiled", type=click.Choice(["on", "off"]), default="off", show_default=True, help="torch.compile."
 )
-@click.option("--smoke", is_flag=True, help="Only see that it runs: tiny, its numbers mean nothing.")
+@click.option("--smoke", is_flag=True, help="Only see that it runs: tiny by default, and its numbers mean nothing.")
 @friendly
-def bench(device: str, widths: tuple[float, ...], images: int | None, rounds: int, compiled: str, smoke: bool) -> None:
+def bench(
+    device: str, widths: tuple[float, ...], images: int | None, rounds: int | None, compiled: str, smoke: bool
+) -> None:
     """Measure whole epochs beside the network's bare arithmetic and a conventional loop; print a table and JSON.
 
     Minutes to a quarter of an hour on a CPU. Nothing else should run meanwhile.
@@ -140,15 +142,23 @@ def bench(device: str, widths: tuple[float, ...], images: int | None, rounds: in
     nlt bench --device cuda --width 1
     nlt bench --smoke
     """
+    from dataclasses import replace
+
     from nlt.bench import Size
     from nlt.bench import bench as measure
     from nlt.hardware import find_device
 
     gpu = find_device(device).type == "cuda"
-    epoch, sampled, matrix = (20_000, 4_096, 8_192) if gpu else (5_120, 512, 2_048)
-    size = Size(widths or (0.25, 1.0), images or epoch, sampled, rounds, matrix, compiled == "on")
+    default = Size((0.25, 1.0), 20_000, 4_096, 5, 8_192) if gpu else Size((0.25, 1.0), 5_120, 512, 5, 2_048)
     if smoke:
-        size = Size((0.03,), 160, 32, 1, 64)
+        default = Size((0.03, 0.05), 160, 32, 1, 64)
+    size = replace(
+        default,
+        widths=widths or default.widths,
+        images=images or default.images,
+        rounds=rounds or default.rounds,
+        compiled=compiled == "on",
+    )
     measured = measure(device, size, lambda note: click.echo(note, err=True))
     console().print(measured.table())
     click.echo(json.dumps(measured.json()))

@@ -83,6 +83,11 @@ def launch(
         raise BadInput(f"--sweep {brief(sweep)}: use up to 100 letters, digits, blanks and . _ + -")
     if address is None and gpus_per_run:
         raise BadInput("--gpus-per-run goes with --ray; on this machine runs with --jobs share the GPUs.")
+    if gpus_per_run != round(gpus_per_run, 4 if gpus_per_run < 1 else 0):
+        raise BadInput(
+            f"--gpus-per-run {gpus_per_run:g}: Ray deals out whole GPUs, or shares of one of at least 0.0001: use 1 or "
+            "0.25, say."
+        )
     if address is not None and jobs is not None:
         raise BadInput("--jobs and --ray: the Ray cluster decides how many runs it takes at a time; leave out --jobs.")
     run_on_ray = _on_ray() if address is not None else None
@@ -163,11 +168,12 @@ def resume(
     nlt resume
     nlt resume 0123456789abcdef0123456789abcdef
     """
-    from nlt.launcher import Options, unfinished_runs
+    from nlt.launcher import Options, unfinished_runs, was_deleted
     from nlt.sweep import Job
     from nlt.tracking import folder_of, kill_orphans, open_store
 
     store = open_store(tracking_uri)
+    run_ids = tuple(dict.fromkeys(run_ids))
     for run_id in run_ids:
         folder_of(store.runs, run_id)
     _deliver(store)  # a run that was killed when all was done needs no more
@@ -182,6 +188,9 @@ def resume(
         warn(f"run {run_id} was killed before anything was computed and is marked KILLED; launch it again.")
     if not run_ids:
         wanted = [run_id for run_id in wanted if not _is_finished_elsewhere(store, found[run_id])]
+    for run_id in [run_id for run_id in wanted if was_deleted(store, run_id)]:
+        wanted.remove(run_id)
+        warn(f"run {run_id} was deleted in MLflow: delete {store.runs / run_id}, too, or restore it there first.")
     if not wanted:
         click.echo("nothing to resume")
         return

@@ -23,10 +23,11 @@ from ray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 from nlt.data import Dataset
 from nlt.events import Emit, Event, Failed, Finished, Noted, Started
 from nlt.launcher import Options, Unfinished, unfinished_runs
+from nlt.reading import check
 from nlt.settings import BadInput, brief
 from nlt.stopping import stop_signals
 from nlt.sweep.job import Job, run_job
-from nlt.sweep.plan import finished_before
+from nlt.sweep.plan import finished_before, key_of
 from nlt.tracking import Store, folders, sync
 
 RETRIES = 3  # of a run whose node or process died
@@ -63,7 +64,7 @@ def on_ray(
     Raises:
         BadInput: there is no such cluster, or the data cannot be loaded.
     """
-    # Beginnings are left in a folder: on nodes that do not share it with this machine nobody would tidy them up.
+    # Common first stages are left in a folder: on nodes that do not share it with this machine nobody would tidy it up.
     options = replace(options, leave=frozenset())
     root = Path(os.path.expanduser(options.data_root or "data"))
     specs = {job.spec.data_key(): job.spec for job in jobs}
@@ -75,7 +76,7 @@ def on_ray(
     connect(address)
     try:
         _check_room(address, gpus_per_run, warn)
-        placed = {key: ray.put(dataset) for key, dataset in datasets.items()}
+        placed = {key: ray.put(datasets.pop(key)) for key in list(datasets)}  # the store's copy is enough
         _run_all(jobs, options, emit, store, placed, gpus_per_run, others)
     finally:
         ray.shutdown()
@@ -217,6 +218,7 @@ def _run(
         )
     os.environ.update(environment)
     torch.set_num_threads(1)
+    options = replace(options, threads=1)
 
     def emit(event: Event) -> None:
         if not isinstance(event, Finished | Failed):  # these are returned
@@ -239,12 +241,13 @@ def _run(
 
 def _left_behind(job: Job, store: Store, others: frozenset[str]) -> Unfinished | None:
     """Return the run that this job has begun on a node that is gone, or before this launch."""
+    wanted = key_of(job.spec, job.seed)
     for path in folders(store.runs):
         if path.name in others:
             continue
         # Not opened: a process may outlive its node for some seconds, and holds the lock until then.
-        with suppress(OSError, ValueError, KeyError):
+        with suppress(OSError, ValueError, KeyError, BadInput):
             facts = json.loads((path / "run.json").read_text())
-            if (facts["store"], facts["spec"], facts["seed"]) == (store.name, job.spec.resolved(), job.seed):
+            if (facts["store"], key_of(check(facts["spec"], str(path)), facts["seed"])) == (store.name, wanted):
                 return Unfinished(path, path.name, job.spec, job.seed, 0, job.spec.steps())
     return None

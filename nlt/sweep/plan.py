@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,22 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 
 from nlt.events import Finished
-from nlt.launcher import unfinished_runs
+from nlt.launcher import Unfinished, unfinished_runs, was_deleted
+from nlt.reading import check
 from nlt.settings import BadInput, brief
 from nlt.spec import Experiment
 from nlt.sweep.job import Job
-from nlt.tracking import SWEEP_TAG, Store, data_digest, finished_runs, forget_prefixes, refused, shown, sync
+from nlt.tracking import (
+    SWEEP_TAG,
+    Store,
+    data_digest,
+    finished_runs,
+    forget_prefixes,
+    in_progress,
+    refused,
+    shown,
+    sync,
+)
 
 Key = tuple[str, str, int]
 """What makes two runs the same one: MLflow experiment, hash of the spec, seed."""
@@ -62,8 +74,8 @@ def plan(
     wanted: dict[Key, Experiment] = {}
     for spec in specs:
         for seed in seeds:
-            if wanted.setdefault(_key(spec, seed), spec) is not spec:
-                warn(f"{spec.name}, seed {seed}, is the same as {wanted[_key(spec, seed)].name}: it runs once.")
+            if wanted.setdefault(key_of(spec, seed), spec) is not spec:
+                warn(f"{spec.name}, seed {seed}, is the same as {wanted[key_of(spec, seed)].name}: it runs once.")
     sweep = sweep or _name(wanted)
     found = [spec.prefix(seed) for (_, _, seed), spec in wanted.items()]
     prefixes = Counter(prefix[1] for prefix in found if prefix is not None)
@@ -79,7 +91,8 @@ def plan(
             del finished[key]
         for key in _trained_on_other_data(finished, wanted, Path(os.path.expanduser(data_root)), warn):
             del finished[key]
-        unfinished = {_key(run.spec, run.seed): run for run in unfinished_runs(store, warn)}
+        unfinished = _unfinished(store, wanted, warn)
+        _tell_what_others_train(store, wanted, warn)
         jobs = [Job(spec, key[2], unfinished.get(key)) for key, spec in wanted.items() if key not in finished]
         for run in finished.values():
             _adopt(store, run.info.run_id, run.data.tags.get(SWEEP_TAG, ""), sweep)
@@ -95,7 +108,7 @@ def plan(
 
 def finished_before(store: Store, job: Job, digest: str | None = None) -> Finished | None:
     """Return the latest finished run of a job's spec and seed; with `digest` None if that one had other data."""
-    key = _key(job.spec, job.seed)
+    key = key_of(job.spec, job.seed)
     run = _finished(store, {key: job.spec}).get(key)
     return None if run is None or (digest and data_digest(run) not in (None, digest)) else _outcome(run)
 
@@ -104,7 +117,8 @@ def _outcome(run: MlflowRun) -> Finished:
     return Finished(run.info.run_name, int(run.data.tags["nlt.seed"]), run.info.run_id, dict(run.data.metrics))
 
 
-def _key(spec: Experiment, seed: int) -> Key:
+def key_of(spec: Experiment, seed: int) -> Key:
+    """Return what makes a run of this spec and seed the same as another."""
     return spec.experiment or spec.data.name, spec.sha256(), seed
 
 
@@ -112,7 +126,7 @@ def _name(wanted: dict[Key, Experiment]) -> str:
     names = list(dict.fromkeys(spec.name for spec in wanted.values()))
     text = "+".join(names)
     if len(text) > 40:
-        text = f"{names[0]} and {len(names) - 1} more"[:60]
+        text = names[0][:40] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
     return f"{text} {hashlib.sha256(repr(sorted(wanted)).encode()).hexdigest()[:6]}"
 
 
@@ -131,6 +145,27 @@ def _finished(store: Store, wanted: dict[Key, Experiment]) -> dict[Key, MlflowRu
             if key in wanted:
                 found.setdefault(key, run)
     return found
+
+
+def _unfinished(store: Store, wanted: dict[Key, Experiment], warn: Callable[[str], None]) -> dict[Key, Unfinished]:
+    """Return the interrupted run of each that has one; those that were deleted in MLflow are told and left out."""
+    found = {key: run for run in unfinished_runs(store, warn) if (key := key_of(run.spec, run.seed)) in wanted}
+    for key, run in list(found.items()):
+        if was_deleted(store, run.run_id):
+            del found[key]
+            warn(
+                f"run {run.run_id} ({run.spec.name}, seed {run.seed}) was interrupted, and then deleted in MLflow: it "
+                f"is left alone; delete {run.path}, too, or restore it there and it can go on."
+            )
+    return found
+
+
+def _tell_what_others_train(store: Store, wanted: dict[Key, Experiment], warn: Callable[[str], None]) -> None:
+    for facts in in_progress(store.runs):
+        with suppress(BadInput):  # of another version of nlt
+            key = key_of(check(facts["spec"], "run.json"), facts["seed"])
+            if key in wanted and facts["store"] == store.name:
+                warn(f"{wanted[key].name}, seed {key[2]}, is being trained by another process, and here once more.")
 
 
 def _trained_on_other_data(

@@ -101,7 +101,7 @@ class _Worker:
         events: "queue.SimpleQueue[tuple[int, Event | None]]",
     ):
         self.slot = slot
-        self._index, self._events, self._ended = index, events, False
+        self._index, self._events, self._ended, self._run_id = index, events, False, ""
         self._output = tempfile.NamedTemporaryFile()  # noqa: SIM115  # closed in last_words
         self._told, telling = _CONTEXT.Pipe(duplex=False)
         self.process = _CONTEXT.Process(target=_work, args=(job, options, threads, telling, self._output.name))
@@ -114,6 +114,8 @@ class _Worker:
             while True:
                 event = self._told.recv()
                 self._ended = isinstance(event, Finished | Failed)
+                if isinstance(event, Started):
+                    self._run_id = event.run_id
                 self._events.put((self._index, event))
         self.process.join()
         self._events.put((self._index, None))
@@ -132,7 +134,8 @@ class _Worker:
         if self._ended:
             return None
         if stopping and code < 0:
-            return Failed("interrupted", "interrupted before the run began")
+            when = "before it could end its epoch" if self._run_id else "before the run began"
+            return Failed("interrupted", f"interrupted {when}", self._run_id)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = ": out of memory, perhaps (lower --jobs)" if code == -signal.SIGKILL else ""
         return Failed("died", f"its process {how}{hint}." + (f"\n{text[-TAIL:]}" if text and code > 0 else ""))
@@ -144,6 +147,7 @@ def _work(job: Job, options: Options, threads: int, telling: Connection, output:
     for stream in (1, 2):  # what libraries print would tear the display
         os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), stream)
     torch.set_num_threads(threads)
+    options = replace(options, threads=threads)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

@@ -139,7 +139,7 @@ def epoch_record(epoch: EpochRecord, pictures: dict[str, bytes]) -> Record:
 def epoch_of(record: Record) -> EpochRecord:
     """Read an epoch back out of its record."""
     keep_N, scores_N = record["keep_N"], record["scores_N"]
-    labels_N = record.get("labels_N")  # journals of nlt 0.1 have none
+    labels_N = record.get("labels_N")  # earlier journals have none
     return EpochRecord(
         record["step"],
         record["steps"],
@@ -311,6 +311,18 @@ def opened(runs: Path, complain: Callable[[str], None]) -> Iterator[RunFolder]:
             yield folder
         finally:
             folder.close()
+
+
+def in_progress(runs: Path) -> Iterator[Record]:
+    """Yield what `run.json` says of each run that another process has open."""
+    for path in folders(runs):
+        try:
+            RunFolder(path).close()
+        except Busy:
+            with contextlib.suppress(OSError, ValueError):
+                yield json.loads((path / "run.json").read_text())
+        except BadInput:  # damaged: whoever opens it says so
+            continue
 
 
 def folder_of(runs: Path, run_id: str) -> Path:

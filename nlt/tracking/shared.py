@@ -39,20 +39,23 @@ class Prefix:
 def leave_prefix(folder: RunFolder, step: int, prefix: str) -> None:
     """Leave a run's first `step` epochs, all it has and in a checkpoint, for others of the same `prefix`.
 
-    On a disk that does not take them nothing happens: the others train for themselves.
+    What other code, data or another machine has left there makes room. On a disk that does not take them nothing
+    happens: the others train for themselves.
     """
-    place = folder.path.parent / FOLDER / prefix
-    if place.exists():
-        return
+    place, trained_on = folder.path.parent / FOLDER / prefix, _trained_on(folder.facts)
     part = place.with_name(f".{prefix}.{folder.run_id}")
     try:
+        if place.exists():
+            if json.loads((place / "facts.json").read_text())["trained_on"] == trained_on:
+                return
+            shutil.rmtree(place)
         part.mkdir(parents=True)
         shutil.copy(checkpoint.file(folder.path, step), part)
         shutil.copy(folder.journal.path, part)
-        known = {"run_id": folder.run_id, "trained_on": _trained_on(folder.facts)}
+        known = {"run_id": folder.run_id, "trained_on": trained_on}
         (part / "facts.json").write_text(json.dumps(known, indent=1))
         os.rename(part, place)
-    except OSError:
+    except (OSError, ValueError, KeyError):  # a damaged facts.json: `find_prefix` removes it
         shutil.rmtree(part, ignore_errors=True)
 
 
