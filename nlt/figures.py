@@ -3,6 +3,10 @@
 N samples; images come back as uint8 arrays (height, width, 3).
 """
 
+import math
+from functools import cache
+from importlib.metadata import distribution
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +17,7 @@ Picture = NDArray[np.uint8]
 # Okabe & Ito's blue and orange: told apart by the colour-blind, and by their brightness in grey.
 RIGHT, WRONG, INK, GRID = (0, 114, 178), (230, 159, 0), (40, 40, 40), (225, 225, 225)
 BINS = 60
+FONT = "matplotlib/mpl-data/fonts/ttf/DejaVuSans.ttf"  # Pillow's own has neither arrows nor letters beyond ASCII
 
 
 def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: str) -> Picture:
@@ -24,7 +29,7 @@ def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: 
     width, height, left, right, upper, lower = 480, 420, 50, 14, 48, 36
     canvas = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(13)
+    font = _font(12)
     seen_N = losses_N.isfinite().numpy()
     values_N = losses_N.numpy().clip(0, np.nextafter(np.float32(top), np.float32(0)))
     wrong = np.zeros(len(losses_N), bool) if wrong_N is None else wrong_N.numpy()
@@ -34,10 +39,10 @@ def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: 
     counts = [np.histogram(values_N[chosen], bins=BINS, range=(0, top))[0] for _, _, chosen in groups]
     peak = max(1, *(int(c.max()) for c in counts))
     plot_w, plot_h = width - left - right, height - upper - lower
-    for fraction in (0.25, 0.5, 0.75, 1.0):
-        y = upper + plot_h * (1 - fraction)
+    for count in range(peak, 0, -math.ceil(peak / 4)):
+        y = upper + plot_h * (1 - count / peak)
         draw.line((left, y, width - right, y), fill=GRID)
-        draw.text((left - 6, y), f"{peak * fraction:.0f}", fill=INK, font=font, anchor="rm")
+        draw.text((left - 6, y), str(count), fill=INK, font=font, anchor="rm")
     for (colour, _, _), heights in zip(groups, counts, strict=True):
         for i, count in enumerate(heights):
             if count:
@@ -50,9 +55,9 @@ def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: 
                     draw.rectangle((middle, y, x1, upper + plot_h), fill=colour)
     draw.line((left, upper + plot_h, width - right, upper + plot_h), fill=INK)
     for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
-        sign = "≥ " if fraction == 1 else ""
+        sign, anchor = ("≥ ", "ra") if fraction == 1 else ("", "ma")  # centred, the last one would be cut off
         x = left + plot_w * fraction
-        draw.text((x, upper + plot_h + 5), f"{sign}{top * fraction:.2f}", fill=INK, font=font, anchor="ma")
+        draw.text((x, upper + plot_h + 5), f"{sign}{top * fraction:.2f}", fill=INK, font=font, anchor=anchor)
     draw.text((left + plot_w / 2, height - 3), "per-sample loss", fill=INK, font=font, anchor="mb")
     draw.text((left, 4), title, fill=INK, font=font)
     x = width - right
@@ -74,7 +79,7 @@ def image_grid(images_NHWC: Tensor, captions: list[tuple[str, bool]], columns: i
     rows = -(-len(captions) // columns)
     canvas = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + text_h + gap) + gap), "white")
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(12)
+    font = _font(11)
     for i, (caption, stands_out) in enumerate(captions):
         array = images_NHWC[i].numpy()
         picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).convert("RGB")
@@ -85,3 +90,9 @@ def image_grid(images_NHWC: Tensor, captions: list[tuple[str, bool]], columns: i
         canvas.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
         draw.multiline_text((x, y + cell + 1), caption, fill=WRONG if stands_out else INK, font=font, spacing=1)
     return np.asarray(canvas)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Without importing matplotlib, which takes 80 ms and warns where the home folder cannot be written to.
+    return ImageFont.truetype(str(distribution("matplotlib").locate_file(FONT)), size)

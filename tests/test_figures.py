@@ -111,6 +111,20 @@ def test_only_what_is_known_is_coloured() -> None:
         assert is_colour(known, colour).sum() - in_plot(known, colour).sum() >= 100
 
 
+@pytest.mark.parametrize(("peak", "lines"), [(1, [1]), (2, [2, 1]), (3, [3, 2, 1]), (5, [5, 3, 1]), (8, [8, 6, 4, 2])])
+def test_grid_lines_stand_at_whole_counts_each_once(peak: int, lines: list[int]) -> None:
+    picture = loss_histogram(torch.tensor(losses_in({10: peak})), None, 6.0, "")
+    _, top, _, height = plot_area(picture)
+    rows = np.flatnonzero(is_colour(picture, GRID).sum(1) > 100)
+    assert [peak * (1 - (row - top) / height) for row in rows] == pytest.approx(lines, abs=0.05)
+
+
+@pytest.mark.parametrize("top", [0.1, 6.0, 99.99])
+def test_the_last_tick_is_not_cut_off(top: float) -> None:
+    picture = loss_histogram(torch.tensor([0.0]), None, top, "")
+    assert (picture[:, -4:] == 255).all()
+
+
 def test_input_is_left_alone() -> None:
     losses_N = torch.tensor([-1.0, 3.0, 99.0, NAN])
     loss_histogram(losses_N, None, 6.0, "")
@@ -174,3 +188,10 @@ def test_captions_stand_out_where_asked_below_their_image() -> None:
         assert (red_minus_blue == 0).all() == (name == "plain")
     assert (picture[:104] == 255).all() and (picture[:, :8] == 255).all()  # nothing over the images
     assert is_colour(picture, WRONG).any() and is_colour(picture, INK).any()
+
+
+def test_captions_have_signs_and_letters_beyond_ascii() -> None:
+    """A letter that a font lacks is drawn as a box, and all boxes are alike."""
+    image_NHWC = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    drawn = [image_grid(image_NHWC, [(letter, False)], columns=1).tobytes() for letter in "→≥…öŁЖ\uffff"]
+    assert len(set(drawn)) == len(drawn)
