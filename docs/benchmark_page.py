@@ -5,7 +5,7 @@ the lines and per cent on the page.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import mean, median
@@ -219,9 +219,11 @@ def _sections(results: Results) -> list[str]:
         _table(results, estimating, results.rows, estimate),
         "What each method does in how many epochs, with which views, batches and learning rates.",
         _stages(results),
-        "Cost: the median over all runs of a method of its seconds in epochs, on a machine shared with other work "
-        "(what a method does before its first epoch, as features of a backbone, is not in them), and the mean of its "
-        "images that a step went back through, each network and view counted (what is only looked at is not).",
+        "Cost: the median of a method's seconds in epochs, on a machine shared with other work, over its runs on the "
+        "device that most runs of these data had, empty where it has none there (what a method does before its first "
+        "epoch, as features of a backbone, is not in them). Over the rows and seeds that cross-entropy was run at, "
+        "too, whatever the device, the mean of the images that a step went back through, each network and view counted "
+        "(what is only looked at is not), and the mean of their ratio to cross-entropy's of the same row and seed.",
         _cost(results),
     ]  # fmt: skip
 
@@ -243,19 +245,28 @@ def _name(results: Results, method: str) -> str:
 
 
 def _cost(results: Results) -> str:
-    def typical(method: str) -> tuple[float, float]:
-        own = [line for line in results.lines if line["method"] == method]
-        return median(line["seconds"] for line in own), mean(line["images_seen"] for line in own)
+    [(device, _)] = Counter(line["device"] for line in results.lines).most_common(1)
 
-    base = typical(BASE) if BASE in results.methods else None
+    def images(method: str) -> dict[tuple[str, int], float]:
+        seen = {row: results.values(method, row, "images_seen") for row in results.rows}
+        return {(row, seed): number for row, of in seen.items() for seed, number in of.items()}
+
+    base = images(BASE)
     body = []
     for method in results.methods:
-        seconds, images = typical(method)
-        times = "" if base is None else f"{images / base[1]:.1f}"
-        epochs = sorted({line["epochs"] for line in results.lines if line["method"] == method})
-        use = results.outside.get(method, "")
-        body.append([_name(results, method), f"{seconds:.0f}", f"{images / 1000:,.0f}", times, ", ".join(epochs), use])
-    return _pipes(["method", "seconds", "1,000 images", "times cross-entropy's", "epochs", "outside weights"], body)
+        own = [line for line in results.lines if line["method"] == method]
+        seconds = [line["seconds"] for line in own if line["device"] == device]
+        seen = {key: number for key, number in images(method).items() if key in base}
+        body.append([
+            _name(results, method),
+            f"{median(seconds):.0f}" if seconds else "",
+            f"{mean(seen.values()) / 1000:,.0f}" if seen else "",
+            f"{mean(number / base[key] for key, number in seen.items()):.1f}" if seen else "",
+            ", ".join(sorted({line["epochs"] for line in own})),
+            results.outside.get(method, ""),
+        ])  # fmt: skip
+    head = ["method", f"seconds ({device})", "1,000 images", "times cross-entropy's", "epochs", "outside weights"]
+    return _pipes(head, body)
 
 
 def _stages(results: Results) -> str:

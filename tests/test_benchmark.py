@@ -218,6 +218,25 @@ def test_the_page_by_hand(page: ModuleType, tmp_path: Path) -> None:
     assert "| CIFAR-10 | ssr | symmetric 20 | 96.7 |  | Feng et al. 2022, SSR+ |" in text
 
 
+def test_cost_compares_like_with_like_by_hand(page: ModuleType) -> None:
+    """Seconds of one device, images beside cross-entropy's of the same row and seed: rows differ in their images."""
+    gpu = {"device": "cuda:0", "seconds": 20.0}
+    lines = [
+        line("base", "clean", 0, 0.9, images_seen=4000.0), line("base", "symmetric 60", 0, 0.9, images_seen=1000.0),
+        line("elr", "symmetric 60", 0, 0.9, images_seen=2000.0), line("elr", "symmetric 60", 1, 0.9, images_seen=9e6, **gpu),
+        line("sop", "clean", 0, 0.9, images_seen=4000.0), line("sop", "symmetric 60", 0, 0.9, images_seen=3000.0, **gpu),
+        line("ssr", "clean", 1, 0.9, images_seen=9e6, **gpu),
+    ]  # fmt: skip
+    head, _, *body = page._cost(page.Results("digits", lines)).splitlines()
+    assert head.startswith("| method | seconds (cpu) | 1,000 images | times cross-entropy's |")
+    assert [[cell.strip() for cell in row.split("|")[2:5]] for row in body] == [
+        ["10", "2", "1.0"],  # (4,000 + 1,000) / 2
+        ["10", "2", "2.0"],  # not twice 1,000 over 2,500
+        ["10", "4", "2.0"],  # (1 + 3) / 2
+        ["", "", ""],
+    ]
+
+
 def test_a_mean_rank_over_fewer_rows_says_so(page: ModuleType) -> None:
     lines = [*LINES, line("apl", "clean", 0, 0.97)]
     places = page.Results("digits", lines).ranks()
