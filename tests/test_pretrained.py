@@ -182,6 +182,10 @@ def test_the_hubs_cache_is_used_offline(monkeypatch: pytest.MonkeyPatch, tmp_pat
     first = weights_digest(TINY, None)
     save_file(weights_of(seed=1, classes=1000), repo / "snapshots" / "abc" / "model.safetensors")
     assert weights_digest(TINY, None) != first
+    damaged = repo / "snapshots" / "abc" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with pytest.raises(BadInput, match=r"weights of test_resnet cannot be had from the hub or its cache: .* \(.+\)$"):
+        load_backbone(TINY, None)
 
 
 @pytest.mark.parametrize(
