@@ -20,18 +20,18 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Param, RunTag
 from mlflow.entities import Metric as Point
-from mlflow.entities import Param, RunTag
 
 from nlt.cli import main
 from nlt.report import as_csv, as_json, compare, markdown
-from nlt.report.collect import ACCURACY, Cell, noise_title
-from nlt.report.curves import by_truth, curve, histogram_steps, mean_losses, panels, stage_starts
+from nlt.report.collect import ACCURACY, Cell, Comparison, noise_title
+from nlt.report.curves import Losses, Panel, by_truth, curve, histogram_steps, mean_losses, panels, stage_starts
 from nlt.report.html import page
 from nlt.report.plots import STYLE, _legend, axis_tops, drawings, file_names, lines, pdf, png
 from nlt.report.statistics import paired_difference, ranks, summary
 from nlt.report.summary import log_summary
-from nlt.report.table import results
+from nlt.report.table import results, run_list
 from nlt.settings import BadInput
 from nlt.tracking import Store, experiment_id, open_store
 from nlt.tracking.detection import write_detection
@@ -70,6 +70,8 @@ class Made:
     """Whether losses, labels and masks lie in its artifacts."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Further params."""
+    digest: str = ""
+    """Of its data; none is logged by default."""
 
     @property
     def detects(self) -> bool:
@@ -121,6 +123,8 @@ def log(client: MlflowClient, experiment: str, made: Made) -> None:
     name = made.name or f"{made.method}_{made.loss}_{made.noise.split()[-1]}"
     run = client.create_run(experiment, run_name=name, tags=made.all_tags(name)).info.run_id
     client.log_batch(run, list(made.points()), made.params(), [RunTag("mlflow.user", "x")])
+    if made.digest:
+        client.log_inputs(run, [DatasetInput(Dataset("digits", made.digest, "nlt", "{}"))])
     if made.arrays:
         with TemporaryDirectory() as folder:
             made.write_arrays(Path(folder))
@@ -243,6 +247,29 @@ def test_long_tailed_data_have_a_row_and_a_baseline_of_their_own(store):
     assert comparison.difference(comparison.cell("O2U", "symmetric 0.2, imbalance 10")).mean == pytest.approx(0.1)
     assert noise_title("symmetric 0.2, imbalance 10") == "symmetric noise, 20 %, imbalance 10"
     assert "symmetric 0.2, imbalance 10: test accuracy" in markdown([comparison])
+
+
+def test_what_learned_other_labels_has_no_places_and_no_difference(store):
+    """O2U had other data at one noise, another seed of the noise at the next, other flips at the third."""
+    others = [{"digest": "2"}, {"options": {"noise_seed": "1"}}, {"options": {"noise_flips": "{}"}}, {}]
+    for noise, other in zip(NOISES, others, strict=True):
+        alike = {"noise": noise, "digest": "1"}
+        add(store, Made(accuracy=0.5, **alike), Made("elr", accuracy=0.6, **alike))
+        add(store, Made("o2u", accuracy=0.7, **(alike | other)))
+    [comparison] = compare(store)
+    assert comparison.mixed == list(NOISES[:3])
+    differences = {(cell.method, cell.noise): comparison.difference(cell) for cell in comparison.cells}
+    assert [differences["o2u", noise] for noise in NOISES[:3]] == [None] * 3
+    assert differences["o2u", NOISES[3]].mean == pytest.approx(0.2)
+    assert [differences["elr", noise].mean for noise in NOISES] == pytest.approx([0.1] * 4)
+    last = NOISES[3]
+    assert comparison.ranks() == {"Standard, CE": {last: 3}, "ELR": {last: 2}, "O2U": {last: 1}}
+    assert Comparison("x", "1", [cell for cell in comparison.cells if cell.noise != last], {}).ranks() == {}
+    table = results(comparison)
+    assert [[entry.best for entry in row].index(True) for row in table.rows if any(entry.best for entry in row)] == [4]
+    assert "At no noise added; pair flip noise, 40 %; symmetric noise, 20 % not all methods" in table.caption
+    assert "the wrong labels are the same" not in table.caption
+    assert "the wrong labels are the same" in results(compare(store, tags={"nlt.noise": last})[0]).caption
 
 
 def test_a_run_belongs_to_each_of_its_sweeps(store):
@@ -407,6 +434,13 @@ def test_the_loss_axis_is_one_for_a_stage(filled):
     row = panels(filled, comparison.cells)[0].losses[1]
     # epochs 2 and 3 share one: 99.5 % between 4 and 6, the largest two of eight losses: 6 - 0.035 * 2
     assert axis_tops(row) == pytest.approx([2, 5.93, 5.93, 1], abs=0.01)
+
+
+def test_the_loss_axis_is_named_where_the_last_method_has_fewer_epochs():
+    once = np.array([0.5, 1.0])
+    rows = [Losses(f"{n} epochs", 0, list(range(n)), [0] * n, [once] * n, [once] * n) for n in (3, 1)]
+    [drawing] = drawings(Comparison("x", "1", [], {}), [Panel("none", [], [], rows)])
+    assert "per-sample loss" in [ax.get_xlabel() for ax in drawing.figure.axes if ax.axison]
 
 
 # ---- figures ----
@@ -690,7 +724,7 @@ def many(store):
 def test_of_many_noises_the_first_table_has_accuracy_and_mean_rank_by_hand(many):
     table = results(many)
     assert [column.name for column in table.columns] == [
-        "method", "no added", "pair flip, 40 %", "symmetric, 20 %", "symmetric, 60 %", "mean rank"
+        "method", "no noise added", "pair flip, 40 %", "symmetric, 20 %", "symmetric, 60 %", "mean rank"
     ]  # fmt: skip
     texts = [[entry.text for entry in row] for row in table.rows]
     # Places of CE 1, 2, 2 and of ELR 2, 1, 1, where both were run; GCE has no rival on outside weights.
@@ -708,6 +742,15 @@ def test_places_are_told_from_three_methods_and_noises_on(filled):
     [comparison] = compare(filled)
     assert comparison.ranks() == {}
     assert "rank" not in results(comparison).caption
+
+
+def test_a_date_is_sorted_as_a_text(filled):
+    [comparison] = compare(filled)
+    table = run_list(comparison)
+    at = [column.name for column in table.columns].index("begun (UTC)")
+    assert table.columns[at].text and not any(column.text for column in table.columns[3:at])
+    assert [row[at].text[4] for row in table.rows] == ["-"] * len(table.rows)
+    assert "begun and ended (UTC)" in page([(comparison, [])])
 
 
 def test_the_page_of_many_groups_rows_and_draws_the_ranks(many):

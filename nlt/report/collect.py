@@ -45,6 +45,7 @@ METRICS = (
 
 IMBALANCE = ", imbalance "  # behind the noise of long-tailed data
 OF_A_FILE = ("matrix", "human")  # noises that are told by a file's or key's name, not by a rate
+DRAWN_BY = ("noise_seed", "noise_draw", "noise_flips", "noise_rows")  # params that decide which labels are wrong
 RANKED = 3  # methods and noises, from which on places are told
 MANY_NOISES = 4
 KINDS = {kind.model_fields["name"].default: kind for kind in get_args(get_args(Method)[0])}
@@ -84,6 +85,8 @@ class Cell:
     published: Published | None
     outside: str
     """The weights of outside origin that it rests on, "" for none."""
+    learned: tuple[str | None, ...]
+    """Digest of the data and what the wrong labels were drawn by: cells that differ in it learned other labels."""
     runs: dict[int, MlflowRun]
     """Seed -> run, by seed."""
 
@@ -134,11 +137,17 @@ class Comparison:
         """Return the weights of outside origin that a method rests on, "" for none."""
         return next((cell.outside for cell in self.cells if cell.label == label and cell.outside), "")
 
+    @property
+    def mixed(self) -> list[str]:
+        """The noises whose cells learned other data or other wrong labels than one another."""
+        return [noise for noise in self.noises if len({cell.learned for cell in self.at(noise)}) > 1]
+
     def ranks(self) -> dict[str, dict[str, float]]:
         """Return label -> noise -> place by mean last-epoch accuracy, 1 for the highest.
 
         Methods from these data alone and those on outside weights have places among their own. Empty for fewer than
-        three methods or noises. A noise counts where two or more methods were run.
+        three methods or noises, or where no noise counts: one counts where two or more methods were run, all of them
+        on the same labels.
         """
         if len(self.methods) < RANKED or len(self.noises) < RANKED:
             return {}
@@ -147,11 +156,16 @@ class Comparison:
             for means in self.rivals(noise):
                 for label, rank in ranks(means).items() if len(means) > 1 else ():
                     found[label][noise] = rank
-        return found
+        return found if any(found.values()) else {}
 
     def rivals(self, noise: str) -> list[dict[str, float]]:
-        """Return label -> mean last-epoch accuracy at a noise, of methods from these data alone and of the others."""
+        """Return label -> mean last-epoch accuracy at a noise, of methods from these data alone and of the others.
+
+        Nothing where not all of them learned the same labels.
+        """
         found: list[dict[str, float]] = [{}, {}]
+        if noise in self.mixed:
+            return found
         for cell in self.at(noise):
             if of := cell.summary(ACCURACY):
                 found[cell.outside != ""][cell.label] = of.mean
@@ -166,9 +180,10 @@ class Comparison:
         return sorted({cell.published.source for cell in self.cells if cell.published})
 
     def difference(self, cell: Cell) -> Difference | None:
-        """Return the cell's last-epoch accuracy less its baseline's; None for the baseline itself."""
+        """Return the cell's last-epoch accuracy less its baseline's; None for the baseline itself, and where it learned
+        other labels."""
         baseline = self.baselines.get(cell.noise)
-        if baseline is None or baseline is cell:
+        if baseline is None or baseline is cell or baseline.learned != cell.learned:
             return None
         return paired_difference(cell.values(ACCURACY), baseline.values(ACCURACY))
 
@@ -294,7 +309,8 @@ def cells(runs: list[MlflowRun]) -> list[Cell]:
         method, loss = run.data.params["method"], run.data.params["loss"]
         latest = max(group.values(), key=lambda r: r.info.start_time)
         unset, outside = not _set_options(run), latest.data.tags.get("nlt.outside_weights", "")
-        result.append(Cell(label, name, sha, method, loss, noise, unset, _published(latest), outside, group))
+        learned = (data_of.get(sha), *(latest.data.params.get(key) for key in DRAWN_BY))
+        result.append(Cell(label, name, sha, method, loss, noise, unset, _published(latest), outside, learned, group))
     # The standard method and plain cross-entropy first, as papers have it, what rests on outside weights last.
     return sorted(
         result,

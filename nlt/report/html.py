@@ -103,7 +103,7 @@ def _facts(comparison: Comparison) -> dict[str, str]:
         "git commit": {t.get("nlt.git_commit", "") for t in tags},
         "device": {t.get("nlt.device", "") for t in tags},
         "precision": {p.get("precision", "") for p in params},
-        "begun and ended": {f"{show_time(min(starts))} to {show_time(max(ends))}" if ends else show_time(min(starts))},
+        "begun and ended (UTC)": {" to ".join([show_time(min(starts)), *([show_time(max(ends))] if ends else [])])},
         "training time, all runs": {f"{seconds / 60:,.0f} minutes"},
         "this page": {f"nlt {version('nlt')}, commit {git_commit()}"},
     }

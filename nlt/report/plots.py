@@ -278,7 +278,8 @@ def _losses(panel: Panel, step: int, name: str) -> Drawing:
         for ax in line[len(row.steps) :]:
             ax.set_axis_off()
         line[0].set_ylabel(row.label.replace(", ", ",\n"), fontsize=7.5)
-    axes[-1, columns // 2].set_xlabel("per-sample loss")
+    # Below an axis that is drawn: `supxlabel` would lie over the legend.
+    axes[-1, len(panel.losses[-1].steps) // 2].set_xlabel("per-sample loss")
     _legend(figure, [axes[0, 0]])
     seeds = sorted({row.seed for row in panel.losses})
     caption = (

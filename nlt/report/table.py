@@ -12,6 +12,10 @@ from nlt.report.statistics import LEVEL, Difference, Summary
 SHOWN_FIRST = (ACCURACY, PRECISION)  # what the paper's Table 1 has; the second table has the rest
 RESULTS = "%, last epoch: mean ± sample standard deviation over seeds{n}."
 SEEDS = "The seeds vary the training; the wrong labels are the same for all of them."
+MIXED = (
+    "At {noises} not all methods learned the same data and the same wrong labels: they have no places there, and a "
+    "difference only to a baseline that learned the same."
+)
 RANK = (
     "Mean rank: of a method's places by mean accuracy, 1 the highest, over the noises that it was run at (their "
     "number, if not all); what uses weights of outside origin has places among its own."
@@ -82,7 +86,7 @@ def results(comparison: Comparison) -> Table:
             row.append(Entry(show_rank(places[label], len(comparison.noises))))
         rows.append(row)
     if first == (ACCURACY,):
-        numbers = [Column(noise_title(noise).replace(" noise", "")) for noise, _ in columns]
+        numbers = [Column(_short_title(noise)) for noise, _ in columns]
     else:
         numbers = [Column(names[metric.key], noise) for noise, metric in columns]
     heads = [Column("method", text=True), *numbers, *([Column("mean rank")] if places else [])]
@@ -90,13 +94,21 @@ def results(comparison: Comparison) -> Table:
     published = f"In brackets what is published (number of runs, where it is said): {'; '.join(sources)}."
     n = f", {counts.pop()} of each" if alike else " (number of seeds)"
     what = "Test accuracy, " * (first == (ACCURACY,)) + RESULTS.format(n=n)
-    caption = " ".join([what, SEEDS, *([RANK] if places else []), *([published] if sources else [])])
+    mixed = "; ".join(map(noise_title, comparison.mixed))
+    same = MIXED.format(noises=mixed) if mixed else SEEDS
+    caption = " ".join([what, same, *([RANK] if places else []), *([published] if sources else [])])
     return Table(heads, rows, caption, comparison.experiment, groups=_by_outside_weights(comparison))
 
 
 def shown_first(comparison: Comparison) -> tuple[Metric, ...]:
     """Return what the first table has of each noise."""
     return (ACCURACY,) if comparison.many_noises else SHOWN_FIRST
+
+
+def _short_title(noise: str) -> str:
+    """Return a noise as the head of a narrow column: "pair flip, 45 %", "no noise added"."""
+    title = noise_title(noise)
+    return title if title.startswith("no noise") else title.replace(" noise", "", 1)
 
 
 def _by_outside_weights(comparison: Comparison) -> tuple[tuple[str, int], ...]:
@@ -140,9 +152,10 @@ def run_list(comparison: Comparison) -> Table:
                 texts = (str(run.info.run_name), cell.label, noise_title(noise), str(seed), number, begun)
                 rows.append([Entry(text) for text in (*texts, str(run.info.run_id))])
     words = [Column(name, text=True) for name in ("run", "method", "noise")]
-    numbers = [Column(name) for name in ("seed", "test accuracy", "begun (UTC)")]
+    numbers = [Column(name) for name in ("seed", "test accuracy")]
+    ends = [Column(name, text=True) for name in ("begun (UTC)", "MLflow run id")]  # a date is no number to sort by
     caption = "The runs, with their test accuracy of the last epoch, %."
-    return Table([*words, *numbers, Column("MLflow run id", text=True)], rows, caption, kind="runs")
+    return Table([*words, *numbers, *ends], rows, caption, kind="runs")
 
 
 def _best(comparison: Comparison, noise: str) -> list[str]:
