@@ -4,6 +4,7 @@ N images, B of them in a batch, S x S pixels, D features, P = 3 S S pixels in a 
 half floats.
 """
 
+import math
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from nlt.pretrained import (
@@ -26,6 +27,7 @@ from nlt.pretrained import (
 from nlt.settings import BadInput, Seed, Settings, brief
 
 AT_ONCE = 1024  # images whose Fourier features are computed at a time
+LARGEST_BYTES = 10**9  # of the frequencies W_PD
 SIDE = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -39,13 +41,21 @@ class Pixels(Settings):
 
     name: Literal["pixels"] = "pixels"
     image_size: SIDE = 8
-    """Side in pixels to which images are resized."""
+    """Side in pixels to which images are resized; at most 144 at 2,000 features: more would take a gigabyte."""
     features: int = Field(2000, ge=1, le=100_000)
     """D, the number of random features."""
     bandwidth: float = Field(0.5, gt=0)
     """Standard deviation of the kernel, as a factor on the median distance between two images."""
     seed: Seed = 0
     """Of the random frequencies and phases."""
+
+    @model_validator(mode="after")
+    def _frequencies_fit_into_memory(self) -> "Pixels":
+        if self.image_size > (largest := largest_side(self.features)):
+            raise ValueError(
+                f"image_size {self.image_size} is too large for {self.features} features: set it to {largest} or less"
+            )
+        return self
 
     def __str__(self) -> str:
         return self.name
@@ -179,7 +189,7 @@ def parse(text: str, weights: str | None = None, image_size: int | None = None) 
     Args:
         text: `auto`, `pixels`, `lite0` or `timm:NAME`.
         weights: a file of weights, for `timm:NAME` only.
-        image_size: side in pixels, 1 to 4096; of `auto` for `lite0` alone.
+        image_size: side in pixels, 1 to 4096, of `pixels` to 144; of `auto` for `lite0` alone.
 
     Raises:
         BadInput: it is none of these.
@@ -200,6 +210,9 @@ def parse(text: str, weights: str | None = None, image_size: int | None = None) 
     if weights is not None:
         raise BadInput(f"--weights goes with --backbone timm:NAME, the network they belong to, not with {text}.")
     if text == "pixels":
+        largest = largest_side(Pixels().features)
+        if image_size is not None and image_size > largest:
+            raise BadInput(f"--image-size {image_size}: with --backbone pixels use a side of 1 to {largest} pixels.")
         return (Pixels() if image_size is None else Pixels(image_size=image_size),)
     lite0 = Lite0() if image_size is None else Lite0(image_size=image_size)
     return (lite0,) if text == "lite0" else (Pixels(), lite0)
@@ -209,6 +222,12 @@ def check_image_size(image_size: int | None) -> None:
     """Raise BadInput if a side is not of 1 to 4096 pixels; None is any."""
     if image_size is not None and not 1 <= image_size <= 4096:
         raise BadInput(f"--image-size {image_size}: use a side of 1 to 4096 pixels.")
+
+
+def largest_side(features: int) -> int:
+    """Return up to which side of images the frequencies of so many random features, 3 S S doubles each, are kept within
+    `LARGEST_BYTES`."""
+    return math.isqrt(LARGEST_BYTES // (3 * 8 * features))
 
 
 def median_distance(pixels_NP: NDArray[np.float16]) -> float:

@@ -415,6 +415,8 @@ def test_the_command_lines_names() -> None:
         (("timm:lite0", "w.pth"), "lite0 brings its own weights"),
         (("lite0", None, 0), "--image-size 0: use a side of 1 to 4096 pixels"),
         (("lite0", None, 5000), "--image-size 5000"),
+        # 3 S S x 2,000 doubles: 0.995 GB at 144, 1.009 at 145
+        (("pixels", None, 145), "--image-size 145: with --backbone pixels use a side of 1 to 144 pixels"),
     ],
 )
 def test_what_is_no_backbone(arguments: tuple[Any, ...], sentence: str) -> None:
@@ -431,3 +433,8 @@ def test_backbones_are_told_apart_by_name_and_say_whose_weights_they_have() -> N
     assert Timm(architecture="resnet18.a1_in1k").outside_weights == "timm resnet18.a1_in1k"
     with pytest.raises(ValidationError):
         adapter.validate_python({"name": "pixels", "bandwidth": 0})
+    adapter.validate_python({"name": "pixels", "image_size": 144})
+    with pytest.raises(ValidationError, match="image_size 145 is too large for 2000 features: set it to 144 or less"):
+        adapter.validate_python({"name": "pixels", "image_size": 145})
+    with pytest.raises(ValidationError, match="set it to 20 or less"):  # 0.96 GB
+        adapter.validate_python({"name": "pixels", "image_size": 21, "features": 100_000})
