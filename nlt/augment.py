@@ -33,8 +33,7 @@ class CropFlipCutout(Settings):
 
     def check(self, H: int, W: int) -> None:
         """Raise BadInput if images of H x W pixels are too small."""
-        if self.pad >= min(H, W):
-            raise BadInput(f"augmentation.pad: images of {H} x {W} pixels have no {self.pad} to reflect: lower it.")
+        _check_pad(self.pad, H, W)
 
     def draw(self, M: int, H: int, W: int, generator: torch.Generator) -> Tensor:
         """Return draws_M5, int64 on the CPU: shift down, shift right, flip (0 or 1), row and column of the cutout."""
@@ -99,8 +98,7 @@ class StrongView(Settings):
 
     def check(self, H: int, W: int) -> None:
         """Raise BadInput if images of H x W pixels are too small."""
-        if self.pad is not None and self.pad >= min(H, W):
-            raise BadInput(f"augmentation.pad: images of {H} x {W} pixels have no {self.pad} to reflect: lower it.")
+        _check_pad(self.pad or 0, H, W)
 
     def draw(self, M: int, H: int, W: int, generator: torch.Generator) -> Tensor:
         """Return draws_MD, float32 on the CPU: CropFlipCutout's five, then of each operation which, and its magnitude.
@@ -161,6 +159,11 @@ def mixup(
         lam * images_BCHW + (1 - lam) * images_BCHW[other_B],
         lam * targets_BK + (1 - lam) * targets_BK[other_B],
     )
+
+
+def _check_pad(pad: int, H: int, W: int) -> None:
+    if pad >= min(H, W):
+        raise BadInput(f"augmentation.pad: images of {H} x {W} pixels have no {pad} to reflect: lower it.")
 
 
 def _draw_places(M: int, H: int, W: int, pad: int, flip: bool, generator: torch.Generator) -> Tensor:

@@ -173,8 +173,8 @@ def _of_csv(file: Path, content: bytes, column: str, names: tuple[str, ...]) -> 
         if not labels[row]:
             raise BadInput(f"{file}: line {table.lines[row]} has no label: write one")
     ids_L = np.fromiter(place_of, np.int64, len(place_of))
-    texts = not set(labels) <= set(names) and all(re.fullmatch(r"\d{1,18}", label, re.ASCII) for label in labels)
-    values_L = np.array([int(label) for label in labels], np.int64) if texts else np.array(labels)
+    are_numbers = not set(labels) <= set(names) and all(re.fullmatch(r"\d{1,18}", label, re.ASCII) for label in labels)
+    values_L = np.array([int(label) for label in labels], np.int64) if are_numbers else np.array(labels)
     return LabelFile(file, names, _numbers(Array(file, column, values_L, []), names), ids_L, None)
 
 

@@ -70,7 +70,8 @@ def mask_quality(keep_N: Tensor, wrong_N: Tensor) -> dict[str, float]:
 def auc(scores_N: Tensor, wrong_N: Tensor) -> float | None:
     """Return the area under the ROC curve: how often a wrong label scores above a right one, ties counting half.
 
-    Samples without a score (NaN) do not count. None where all labels are right or all are wrong.
+    Samples whose score is not finite do not count: NaN is that of one without a score. None where all labels are
+    right or all are wrong.
     """
     from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]  # a second to import
 
@@ -85,7 +86,7 @@ def ranking_quality(scores_N: NDArray[np.float64], wrong_N: NDArray[np.bool_]) -
     """Return how well scores rank wrong labels before right ones, whatever the threshold.
 
     Args:
-        scores_N: the higher, the more suspicious; samples without a score (NaN) do not count.
+        scores_N: the higher, the more suspicious; samples whose score is not finite do not count, as in `auc`.
         wrong_N: True where the given label is wrong.
 
     Returns:
