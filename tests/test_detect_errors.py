@@ -181,7 +181,8 @@ def test_the_rate_by_hand() -> None:
     0.6 * 0.15 + 0.4 * 0.1 = 0.13. Two standard errors: 2 sqrt(0.36 * 0.1275 / 20 + 0.16 * 0.09 / 20) = 0.109818.
     Of the next 40 and 20: 6 of 40 (0.15) and 3 of 20 (0.15): growth 0.4 * 0.05 = 0.02, less than 3 points.
     T's errors are 3 of 20.5 in both rows (half a count is added, and 3.5 and 2.5 differ by chance); 0.13 of all they
-    are as 0.13 in both. Of the labels given as class 0 0.4 * 0.13 is wrong and 0.6 * 0.87 right.
+    are as 0.13 in both. Of the labels given as class 0 0.4 * 0.13 is wrong and 0.6 * 0.87 right; standard error by
+    the slopes -0.6 * 0.052 / 0.574^2 and 0.4 * 0.522 / 0.574^2, and variances 0.13 * 0.87 / 20: 0.048186.
     """
     p_NK = np.array([[0.99 - 0.001 * i, 0.01 + 0.001 * i] for i in range(60)])
     p_NK = np.concatenate([p_NK, p_NK[:40, ::-1]])
@@ -198,6 +199,8 @@ def test_the_rate_by_hand() -> None:
     off = sum((labels_N == k).mean() * crossed[k] / (kept[k] + crossed[k]) for k in (0, 1))
     assert rate.high == pytest.approx(max(off, 0.13 + np.hypot(0.03, 0.109818)), abs=1e-5)
     assert first.point == pytest.approx(0.4 * 0.13 / (0.4 * 0.13 + 0.6 * 0.87))
+    own = crossed[0] / (kept[0] + crossed[0])
+    assert first.high == pytest.approx(max(own, first.point + np.hypot(0.06, 2 * 0.048186)), abs=1e-5)
 
 
 def test_the_rate_of_a_class_and_its_standard_error_by_hand() -> None:

@@ -16,6 +16,7 @@ from nlt.settings import brief
 Floats = NDArray[np.float64]
 
 POINTS = 0.03  # by which the rate by T is out on class-dependent noise of every kind measured
+CLASS_BIAS = 2  # times that of the whole: what is too much in one class is missing in another (docs/detection.md)
 FEWEST_AGREE = 0.2  # agreement beyond chance (kappa): 60 % symmetric noise with good features has .22
 WEAKEST = 0.6  # agreement beyond chance of all samples, of that of the confident ones
 
@@ -61,7 +62,7 @@ def estimate_rates(
 
     The labels given as class j are wrong by 1 - P(true j, given j) / P(given j), with P(true i, given j) = share_i x
     T_ij, the errors of T scaled to the point, so that the classes together have the rate of the whole. Its standard
-    error is that of multinomial rows T_i., by its derivatives.
+    error is that of multinomial rows T_i., by its derivatives, and its bias twice that of the whole.
 
     Args:
         p_NK: P(given | x) from models that have not seen the sample.
@@ -93,7 +94,7 @@ def estimate_rates(
             continue
         high = 1 - float(joint_KK[j, j]) / labelled
         what = f"labels {brief(classes[j])}"
-        per_class.append(_rate(float(error_K[j]), bias, 2 * float(spread_K[j]), high, unreliable, what))
+        per_class.append(_rate(float(error_K[j]), CLASS_BIAS * bias, 2 * float(spread_K[j]), high, unreliable, what))
     return whole, tuple(per_class)
 
 
