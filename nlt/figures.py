@@ -73,7 +73,7 @@ def loss_histogram(losses_N: Tensor, wrong_N: Tensor | None, top: float, title: 
 def image_grid(images_NHWC: Tensor, captions: list[tuple[str, bool]], columns: int = 10) -> Picture:
     """Draw images_NHWC (uint8, one or three channels) in rows of `columns`, each above its caption of one or two lines.
 
-    A caption that comes with True stands out.
+    A caption that comes with True stands out; a line that is wider than its image is cut, with an ellipsis.
     """
     cell, text_h, gap = 96, 32, 8
     rows = -(-len(captions) // columns)
@@ -88,8 +88,16 @@ def image_grid(images_NHWC: Tensor, captions: list[tuple[str, bool]], columns: i
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
         x, y = gap + (i % columns) * (cell + gap), gap + (i // columns) * (cell + text_h + gap)
         canvas.paste(picture, (x + (cell - picture.width) // 2, y + (cell - picture.height) // 2))
+        caption = "\n".join(_cut(line, cell, font) for line in caption.split("\n")[:2])
         draw.multiline_text((x, y + cell + 1), caption, fill=WRONG if stands_out else INK, font=font, spacing=1)
     return np.asarray(canvas)
+
+
+def _cut(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    line = "".join(sign if sign.isprintable() else "?" for sign in line)  # classes are called as users call them
+    if font.getlength(line) <= width:
+        return line
+    return next(cut for end in range(len(line), -1, -1) if font.getlength(cut := f"{line[:end]}…") <= width)
 
 
 @cache

@@ -177,6 +177,13 @@ def test_images_keep_their_shape_and_stay_in_their_cell(
     assert len(rows) == height * width
 
 
+def test_a_caption_that_is_wider_than_its_image_is_cut() -> None:
+    images_NHWC = torch.full((2, 8, 8, 3), 255, dtype=torch.uint8)
+    picture = image_grid(images_NHWC, [("auto\rmobile → " * 9, True), ("", False)], columns=2)
+    assert (picture[104:120, 8:104] < 255).any()
+    assert (picture[104:120, 104:] == 255).all()
+
+
 def test_captions_stand_out_where_asked_below_their_image() -> None:
     images_NHWC = torch.full((2, 8, 8, 3), 255, dtype=torch.uint8)
     picture = image_grid(images_NHWC, [("cat\n0.91", True), ("dog\n0.12", False)], columns=2)

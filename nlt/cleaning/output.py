@@ -201,17 +201,11 @@ def worst_grid(file: Path, table: pd.DataFrame, pictures: Mapping[int, bytes]) -
         y, x = (GRID_SIDE - image.height) // 2, (GRID_SIDE - image.width) // 2
         square_NHWC[place, y : y + image.height, x : x + image.width] = np.asarray(image)
     captions = [
-        (f"{_fit(line.given_label)}\n→ {_fit(line.suggested_label, 11)}", line.decision != "keep")
-        for line in worst.itertuples()
+        (f"{line.given_label}\n→ {line.suggested_label}", line.decision != "keep") for line in worst.itertuples()
     ]
     import torch
 
     Image.fromarray(image_grid(torch.from_numpy(square_NHWC), captions)).save(file)
-
-
-def _fit(name: str, longest: int = 14) -> str:
-    shown = "".join(c if c.isprintable() else "?" for c in name)
-    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 def _count(labels: pd.Series, classes: Sequence[str]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ def plan(
         for key in _trained_on_other_data(finished, wanted, Path(os.path.expanduser(data_root)), warn):
             del finished[key]
         unfinished = _unfinished(store, wanted, warn)
-        _tell_what_others_train(store, wanted, warn)
+        _tell_what_others_train(store, wanted.keys() - finished.keys(), warn)
         jobs = [Job(spec, key[2], unfinished.get(key)) for key, spec in wanted.items() if key not in finished]
         for run in finished.values():
             _adopt(store, run.info.run_id, run.data.tags.get(SWEEP_TAG, ""), sweep)
@@ -149,10 +149,13 @@ def _finished(store: Store, wanted: dict[Key, Experiment]) -> dict[Key, MlflowRu
 
 def _unfinished(store: Store, wanted: dict[Key, Experiment], warn: Callable[[str], None]) -> dict[Key, Unfinished]:
     """Return the interrupted run of each that has one; those that were deleted in MLflow are told and left out."""
-    found = {key: run for run in unfinished_runs(store, warn) if (key := key_of(run.spec, run.seed)) in wanted}
-    for key, run in list(found.items()):
-        if was_deleted(store, run.run_id):
-            del found[key]
+    found = {}
+    for run in unfinished_runs(store, warn):
+        if (key := key_of(run.spec, run.seed)) not in wanted:
+            continue
+        if not was_deleted(store, run.run_id):
+            found[key] = run
+        else:
             warn(
                 f"run {run.run_id} ({run.spec.name}, seed {run.seed}) was interrupted, and then deleted in MLflow: it "
                 f"is left alone; delete {run.path}, too, or restore it there and it can go on."
@@ -160,12 +163,12 @@ def _unfinished(store: Store, wanted: dict[Key, Experiment], warn: Callable[[str
     return found
 
 
-def _tell_what_others_train(store: Store, wanted: dict[Key, Experiment], warn: Callable[[str], None]) -> None:
+def _tell_what_others_train(store: Store, to_do: Set[Key], warn: Callable[[str], None]) -> None:
     for facts in in_progress(store.runs):
-        with suppress(BadInput):  # of another version of nlt
-            key = key_of(check(facts["spec"], "run.json"), facts["seed"])
-            if key in wanted and facts["store"] == store.name:
-                warn(f"{wanted[key].name}, seed {key[2]}, is being trained by another process, and here once more.")
+        with suppress(BadInput, KeyError):  # of another version of nlt
+            spec, seed = check(facts["spec"], "run.json"), facts["seed"]
+            if facts["store"] == store.name and key_of(spec, seed) in to_do:
+                warn(f"{spec.name}, seed {seed}, is being trained by another process, and here once more.")
 
 
 def _trained_on_other_data(
