@@ -34,6 +34,11 @@ def test_shares_and_ratios_by_hand():
     assert measured.json()["matrix_flops_per_second"] == {"median": 2000.0, "spread": (1000.0, 4000.0)}
 
 
+def test_a_smoke_test_takes_no_sizes():
+    result = CliRunner().invoke(main, ["bench", "--smoke", "--rounds", "2"])
+    assert (result.exit_code, "--smoke has sizes of its own" in result.output) == (2, True)
+
+
 @pytest.mark.parametrize(("option", "value"), [("--width", "nan"), ("--width", "0"), ("--images", "31")])
 def test_a_size_that_is_none_is_refused(option, value):
     result = CliRunner().invoke(main, ["bench", "--smoke", option, value])

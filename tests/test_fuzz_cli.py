@@ -138,7 +138,7 @@ def command_lines(draw: st.DrawFn) -> tuple[str, list[str], dict[str, str]]:
     if name == "launch":
         options += ["--set", "data.path=nowhere.npz"]  # whatever was set before: nothing to train on
     if name == "bench":
-        options += ["--smoke"]  # whatever was asked for: seconds
+        options += ["--smoke", "--compile", "off"]  # seconds, and for sizes a sentence
     return name, [*options, "--", *arguments], env
 
 

@@ -23,18 +23,18 @@ from test_pretrained import TINY, weights_of
 
 from nlt.cli import main
 from nlt.data import Cifar4, Cifar10, Cifar100, Data, Digits, Npz
-from nlt.events import Failed, Finished, Incomplete, Noted, Progressed, Started
+from nlt.events import Event, Failed, Finished, Incomplete, Noted, Progressed, Started
 from nlt.launcher import Interrupted, Listener, Options, Unfinished, launch, resume, unfinished_runs
 from nlt.reading import check, load_all
 from nlt.report import compare
 from nlt.run import EpochRecord, Run
 from nlt.settings import BadInput
 from nlt.spec import Experiment
-from nlt.sweep import Job, plan, side_by_side
+from nlt.sweep import Job, plan, run_job, side_by_side
 from nlt.sweep.plan import finished_before
 from nlt.sweep.processes import device_of, threads_each
 from nlt.terminal import Board, Ledger, Lines
-from nlt.tracking import RunFolder, Store, data_digest, finished_runs, open_store
+from nlt.tracking import RunFolder, Store, Tracker, data_digest, finished_runs, open_store
 
 STAGE = {"batch_size": 32, "schedule": {"name": "constant", "lr": 0.01}}
 QUICK = {"name": "standard", "training": {"epochs": 2, **STAGE}}
@@ -167,6 +167,23 @@ def test_an_interrupted_run_that_was_deleted_in_mlflow_is_left_alone(store: Stor
     store.client.restore_run(unfinished.run_id)
     (job,) = plan(store, [a], (0,), None, False, notes.append).jobs
     assert job.unfinished == unfinished
+
+
+def test_a_run_that_is_stopped_once_more_while_its_end_is_delivered_has_begun(store: Store, monkeypatch):
+    def emit(event: Event) -> None:
+        if isinstance(event, Progressed):
+            raise KeyboardInterrupt
+
+    def close(tracker: Tracker, patience_s: float) -> str:
+        tracker_close(tracker, patience_s)
+        raise KeyboardInterrupt  # the second Ctrl-C
+
+    tracker_close = Tracker.close
+    monkeypatch.setattr(Tracker, "close", close)
+    end = run_job(Job(spec(name="a"), 0), WHERE, emit, store=store)
+    (run,) = unfinished_runs(store)
+    assert end == Failed("interrupted", f"interrupted in run {run.run_id}", run.run_id)
+    assert store.client.get_run(run.run_id).info.status == "KILLED"
 
 
 def test_what_another_process_trains_is_told(store: Store, notes):

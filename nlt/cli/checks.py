@@ -128,7 +128,7 @@ def doctor(device: str, data_root: Path, tracking_uri: str | None) -> None:
 @click.option(
     "--compile", "compiled", type=click.Choice(["on", "off"]), default="off", show_default=True, help="torch.compile."
 )
-@click.option("--smoke", is_flag=True, help="Only see that it runs: tiny by default, and its numbers mean nothing.")
+@click.option("--smoke", is_flag=True, help="Only see that it runs: tiny, its numbers mean nothing.")
 @friendly
 def bench(
     device: str, widths: tuple[float, ...], images: int | None, rounds: int | None, compiled: str, smoke: bool
@@ -150,6 +150,8 @@ def bench(
 
     gpu = find_device(device).type == "cuda"
     default = Size((0.25, 1.0), 20_000, 4_096, 5, 8_192) if gpu else Size((0.25, 1.0), 5_120, 512, 5, 2_048)
+    if smoke and (widths or images or rounds):
+        raise BadInput("--smoke has sizes of its own: leave --width, --images and --rounds out.")
     if smoke:
         default = Size((0.03, 0.05), 160, 32, 1, 64)
     size = replace(

@@ -44,10 +44,14 @@ def run_job(
         patience_s: how long to wait for another process to let go of an unfinished run.
     """
 
+    begun = ""
+
     def note(sentence: str) -> None:
         emit(Noted(sentence))
 
     def on_start(run_id: str, prepared: Prepared, done: int) -> None:
+        nonlocal begun
+        begun = run_id
         shared = done > 0 and job.unfinished is None
         emit(Started(run_id, _about(prepared), done, prepared.steps, shared))
 
@@ -77,14 +81,21 @@ def run_job(
         end = Failed("failed", str(error))
     except Interrupted as error:
         end = Failed("interrupted", str(error), error.run_id, error.undelivered)
-    except KeyboardInterrupt:
-        end = Failed("interrupted", "interrupted before the run began")
+    except KeyboardInterrupt:  # before there was a run, or again while its end was delivered
+        end = interrupted(begun)
     except Exception:  # a mistake of nlt's or of a method's: it is to stop no other run
         end = Failed("died", f"it ended with an error.\n{traceback.format_exc().rstrip()}")
     else:
         end = Finished(result.name, result.seed, result.run_id, result.metrics, result.undelivered, result.stop_asked)
     emit(end)
     return end
+
+
+def interrupted(run_id: str) -> Failed:
+    """Return what became of a job that was stopped and could not say where; without a run's id before it had one."""
+    return Failed(
+        "interrupted", f"interrupted in run {run_id}" if run_id else "interrupted before the run began", run_id
+    )
 
 
 def _about(prepared: Prepared) -> str:

@@ -18,7 +18,7 @@ import torch
 from nlt.events import Emit, Event, Failed, Finished, Noted, Started
 from nlt.launcher import Options
 from nlt.stopping import stop_signals
-from nlt.sweep.job import Job, run_job
+from nlt.sweep.job import Job, interrupted, run_job
 
 LONGEST_STOP_S = 60.0  # after a second Ctrl-C; then processes are killed
 TAIL = 4000  # characters of a dead process's last words
@@ -134,8 +134,7 @@ class _Worker:
         if self._ended:
             return None
         if stopping and code < 0:
-            when = "before it could end its epoch" if self._run_id else "before the run began"
-            return Failed("interrupted", f"interrupted {when}", self._run_id)
+            return interrupted(self._run_id)
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = ": out of memory, perhaps (lower --jobs)" if code == -signal.SIGKILL else ""
         return Failed("died", f"its process {how}{hint}." + (f"\n{text[-TAIL:]}" if text and code > 0 else ""))
