@@ -42,15 +42,14 @@ def load_all(path: str | Path, overrides: tuple[str, ...] = ()) -> list[Experime
     for i, (key, _) in enumerate(parsed):
         if undone := next((before for before, _ in parsed[:i] if f"{before}.".startswith(f"{key}.")), None):
             raise BadInput(f"--set {key}=...: it undoes --set {undone}=... before it: leave one out.")
-    texts = [_texts(values) for _, values in parsed]
     experiments = []
-    for places in itertools.product(*(range(len(values)) for _, values in parsed)):
+    for chosen in itertools.product(*(zip(values, _texts(values), strict=True) for _, values in parsed)):
         data = _read(Path(path))
         added = ""
-        for (key, values), shown, place in zip(parsed, texts, places, strict=True):
-            _set(data, key, values[place])
+        for (key, values), (value, shown) in zip(parsed, chosen, strict=True):
+            _set(data, key, value)
             if len(values) > 1 and key != "name":
-                added += f" {key.rpartition('.')[2]} {shown[place]}"
+                added += f" {key.rpartition('.')[2]} {shown}"
         if isinstance(data.get("name"), str):
             data["name"] += added
         experiments.append(check(data, str(path)))

@@ -76,6 +76,7 @@ def test_cells_that_sampling_explains_become_equal() -> None:
     T_KK = shrunk(np.array([[16, 2, 1, 1], [1, 17, 1, 1], [0, 1, 18, 1], [1, 0, 2, 17]]))
     assert T_KK[0, 1] == pytest.approx(14 / 82 / 3)  # the errors of all rows, too: 4.5, 3.5, 2.5 and 3.5 of 20.5
     assert T_KK[0, 1] == T_KK[0, 2] == T_KK[0, 3]
+    np.testing.assert_allclose(T_KK[~np.eye(4, dtype=bool)], 14 / 82 / 3)
 
 
 def test_two_classes_have_one_cell_a_row_and_their_errors_shrink() -> None:
@@ -106,6 +107,12 @@ def test_no_cell_is_0_without_a_single_right_label(counts: NDArray[np.int64]) ->
     assert (T_KK > 0).all() and np.allclose(T_KK.sum(1), 1)
 
 
+def spread(q_KK: NDArray[np.float64]) -> float:
+    """How far cells off the diagonal lie from the mean of their row's."""
+    rows_KC = q_KK[~np.eye(len(q_KK), dtype=bool)].reshape(len(q_KK), -1)
+    return float(np.linalg.norm(rows_KC - rows_KC.mean(1, keepdims=True)))
+
+
 @pytest.mark.parametrize("kind", ["symmetric", "pair", "lopsided"])
 def test_a_known_matrix_is_recovered(kind: str) -> None:
     """A classifier that knows P(true | x), mostly sure, and labels drawn from T; rows and columns are not mixed up."""
@@ -121,6 +128,8 @@ def test_a_known_matrix_is_recovered(kind: str) -> None:
     labels_N = (T_KK[true_N].cumsum(1) > generator.random((N, 1))).argmax(1)
     found = estimate_transition(true_NK @ T_KK, labels_N)
     assert abs(found.T_KK - T_KK).max() < 0.04
+    counted, drawn = spread(found.counts_KK / found.counts_KK.sum(1, keepdims=True)), spread(found.T_KK)
+    assert drawn < 0.5 * counted if kind == "symmetric" else drawn > 0.9 * counted
     np.testing.assert_allclose(
         true_class(true_NK[:50] @ T_KK, T_KK + 1e-6, steps=3000), true_NK[:50], atol=0.02
     )  # undone

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -142,8 +143,6 @@ def bench(
     nlt bench --device cuda --width 1
     nlt bench --smoke
     """
-    from dataclasses import replace
-
     from nlt.bench import Size
     from nlt.bench import bench as measure
     from nlt.hardware import find_device

@@ -92,9 +92,11 @@ def estimate_rates(
         if labelled == 0:
             per_class.append(Rate(0.0, 0.0, 0.0, f"no sample is labelled {brief(classes[j])}"))
             continue
-        high = 1 - float(joint_KK[j, j]) / labelled
+        disagreement = 1 - float(joint_KK[j, j]) / labelled
         what = f"labels {brief(classes[j])}"
-        per_class.append(_rate(float(error_K[j]), CLASS_BIAS * bias, 2 * float(spread_K[j]), high, unreliable, what))
+        per_class.append(
+            _rate(float(error_K[j]), CLASS_BIAS * bias, 2 * float(spread_K[j]), disagreement, unreliable, what)
+        )
     return whole, tuple(per_class)
 
 
@@ -150,13 +152,13 @@ def _unreliable(p_NK: NDArray[Any], labels_N: NDArray[np.int64], confident_agree
     return ""
 
 
-def _rate(point: float, bias: float, sampling: float, high: float, unreliable: str, what: str) -> Rate:
+def _rate(point: float, bias: float, sampling: float, disagreement: float, unreliable: str, what: str) -> Rate:
     out_by = float(np.hypot(bias, sampling))
-    disagreement, low, high = high, max(0.0, point - out_by), min(1.0, max(high, point + out_by))
-    if disagreement < high:
-        bound = f"at most {high:.1%}, by as much as this estimate may be out"
-    else:
-        bound = f"at most {high:.1%}, if every confident disagreement with the classifier were one"
+    low, high = max(0.0, point - out_by), min(1.0, max(disagreement, point + out_by))
+    cause = "by as much as this estimate may be out"
+    if disagreement >= high:
+        cause = "if every confident disagreement with the classifier were one"
+    bound = f"at most {high:.1%}, {cause}"
     if unreliable:
         reading = f"unreliable: {unreliable}; better features may tell noise from errors"
         return Rate(point, 0.0, high, reading, reliable=False)

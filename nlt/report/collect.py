@@ -140,7 +140,7 @@ class Comparison:
     @property
     def mixed(self) -> list[str]:
         """The noises whose cells learned other data or other wrong labels than one another."""
-        return [noise for noise in self.noises if len({cell.learned for cell in self.at(noise)}) > 1]
+        return [noise for noise in self.noises if _is_mixed(self.at(noise))]
 
     def ranks(self) -> dict[str, dict[str, float]]:
         """Return label -> noise -> place by mean last-epoch accuracy, 1 for the highest.
@@ -164,9 +164,9 @@ class Comparison:
         Nothing where not all of them learned the same labels.
         """
         found: list[dict[str, float]] = [{}, {}]
-        if noise in self.mixed:
+        if _is_mixed(at := self.at(noise)):
             return found
-        for cell in self.at(noise):
+        for cell in at:
             if of := cell.summary(ACCURACY):
                 found[cell.outside != ""][cell.label] = of.mean
         return found
@@ -186,6 +186,10 @@ class Comparison:
         if baseline is None or baseline is cell or baseline.learned != cell.learned:
             return None
         return paired_difference(cell.values(ACCURACY), baseline.values(ACCURACY))
+
+
+def _is_mixed(cells: list[Cell]) -> bool:
+    return len({cell.learned for cell in cells}) > 1
 
 
 def compare(

@@ -248,6 +248,6 @@ def _left_behind(job: Job, store: Store, others: frozenset[str]) -> Unfinished |
         # Not opened: a process may outlive its node for some seconds, and holds the lock until then.
         with suppress(OSError, ValueError, KeyError, BadInput):
             facts = json.loads((path / "run.json").read_text())
-            if (facts["store"], key_of(check(facts["spec"], str(path)), facts["seed"])) == (store.name, wanted):
+            if facts["store"] == store.name and key_of(check(facts["spec"], str(path)), facts["seed"]) == wanted:
                 return Unfinished(path, path.name, job.spec, job.seed, 0, job.spec.steps())
     return None
